@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct of this file changes its layout or meaning. */
-#define MT_ABI_VERSION 2
+#define MT_ABI_VERSION 3
 
 /* Element types of activations, weights and caches. */
 enum { MT_F32 = 0, MT_BF16 = 1, MT_F16 = 2 };
@@ -113,6 +113,8 @@ typedef struct mt_attention {
   int32_t sequences, tokens, q_heads, kv_heads, head_dim, block_size, window, dtype;
   float scale;
   void* stream;
+  void* workspace; /* scratch that the library asked for; NULL on the CPU */
+  int64_t workspace_bytes;
 } mt_attention;
 
 /* out (tokens, f) = silu(gate_up[:, :f]) * gate_up[:, f:]. */
@@ -150,6 +152,8 @@ typedef struct mt_sample {
   int32_t* ids;
   int32_t rows, vocab, sampleable;
   void* stream;
+  void* workspace; /* as in mt_attention */
+  int64_t workspace_bytes;
 } mt_sample;
 
 typedef struct mt_logprobs {
