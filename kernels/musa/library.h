@@ -1,6 +1,6 @@
 /* What a library of device kernels exports, whichever compiler made it.
  *
- * One set of sources (kernels/musa/*.mu) becomes a library three ways: mcc for MUSA, nvcc through
+ * One set of sources (*.mu in kernels/musa) becomes a library three ways: mcc for MUSA, nvcc through
  * kernels/musa/nvidia, a host compiler through kernels/musa/emulator. All are opened with dlopen
  * and called through these names alone. Knows nothing of torch, Python or the C++ library.
  *
