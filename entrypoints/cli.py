@@ -19,6 +19,7 @@ from mtactors.entrypoints.flags import CONTEXT_SETTINGS, run
 _COMMANDS = {
     "chat": ("mtactors.entrypoints.chat:chat", "Chat with a model in the terminal."),
     "serve": ("mtactors.entrypoints.serve:serve", "Serve a model over OpenAI's API."),
+    "top": ("mtactors.entrypoints.top:top", "Show what a running server does."),
     "restart-workers": (
         "mtactors.entrypoints.restart_workers:restart_workers",
         "Replace the workers of a running server.",

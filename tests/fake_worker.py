@@ -288,7 +288,10 @@ class FakeWorker:
         how = self._misbehave(plan.seq)
         result = model.run(plan)
         time.sleep(self._script.step_seconds)
-        if self._rank != 0 or how == "silent":
+        if how == "silent":
+            return
+        struct.pack_into("<q", self._page, 8, 0)
+        if self._rank != 0:
             return
         if how == "short":
             result = replace(result, ids=result.ids[:-1])

@@ -213,6 +213,7 @@ class Engine:
             epoch=self._supervisor.epoch,
             restarts=self._recovery.count,
             suspects=len(self._recovery.suspects),
+            workers=self._supervisor.workers(),
         )
 
     async def drain(self, timeout: float) -> bool:

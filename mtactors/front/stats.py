@@ -19,6 +19,21 @@ _LOG_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """A running worker.
+
+    Args:
+        step: the last one that it began, 0 before the first.
+        seconds: that it has been in that step; None between steps.
+    """
+
+    rank: int
+    pid: int
+    step: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """The engine at one moment; totals count from the engine's start.
 
@@ -37,6 +52,7 @@ class EngineStats:
         epoch: number of the worker group.
         restarts: replacements of the worker group.
         suspects: choices that are computed alone because the workers died of one of them.
+        workers: of the running group, by rank.
     """
 
     running: int
@@ -54,6 +70,7 @@ class EngineStats:
     epoch: int
     restarts: int = 0
     suspects: int = 0
+    workers: tuple[WorkerFacts, ...] = ()
 
     @property
     def kv_usage(self) -> float:

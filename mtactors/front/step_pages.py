@@ -31,9 +31,16 @@ class StepPages:
             ):
                 self._pages[rank] = mmap.mmap(file.fileno(), _PAGE.size, access=mmap.ACCESS_READ)
 
+    def steps(self) -> dict[int, tuple[int, float | None]]:
+        """Return for each rank the last step that it began and the seconds that it is in it.
+
+        The step is 0 before the first one, the seconds are None between steps.
+        """
+        return {rank: _read(page) for rank, page in self._pages.items()}
+
     def describe(self) -> str:
         """Say where each rank is, as far as it is known; empty when nothing is."""
-        return ", ".join(_describe(rank, page) for rank, page in self._pages.items())
+        return ", ".join(_describe(rank, *state) for rank, state in self.steps().items())
 
     def close(self) -> None:
         """Unmap everything. May be repeated."""
@@ -41,8 +48,12 @@ class StepPages:
             self._pages.popitem()[1].close()
 
 
-def _describe(rank: int, page: mmap.mmap) -> str:
+def _read(page: mmap.mmap) -> tuple[int, float | None]:
     seq, began = _PAGE.unpack_from(page)
-    if not began:
+    return seq, (time.monotonic_ns() - began) / 1e9 if began else None
+
+
+def _describe(rank: int, seq: int, seconds: float | None) -> str:
+    if seconds is None:
         return f"rank {rank} has left step {seq}" if seq else f"rank {rank} has begun no step"
-    return f"rank {rank} is in step {seq} since {(time.monotonic_ns() - began) / 1e9:.1f} s"
+    return f"rank {rank} is in step {seq} since {seconds:.1f} s"

@@ -14,6 +14,7 @@ from pathlib import Path
 from mtactors.config import EngineConfig
 from mtactors.errors import EngineDeadError, ModelError, WorkerStartError
 from mtactors.front.run_directory import RunDirectory
+from mtactors.front.stats import WorkerFacts
 from mtactors.front.step_pages import StepPages
 from mtactors.front.worker_group import GroupDead, GroupReady, WorkerGroup
 from mtactors.front.worker_process import Launcher, launch_process
@@ -61,6 +62,14 @@ class Supervisor:
     def pids(self) -> tuple[int, ...]:
         """The process ids of the running group's workers, by rank."""
         return () if self._group is None else self._group.pids
+
+    def workers(self) -> tuple[WorkerFacts, ...]:
+        """Return the running group's workers, by rank, with the steps that they are in."""
+        steps = self._pages.steps() if self._pages is not None else {}
+        unknown = (0, None)
+        return tuple(
+            WorkerFacts(rank, pid, *steps.get(rank, unknown)) for rank, pid in enumerate(self.pids)
+        )
 
     async def start(self) -> GroupReady:
         """Start a group in the next epoch; the one before must have been stopped.

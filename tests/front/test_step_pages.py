@@ -21,6 +21,12 @@ def test_pages_tell_where_each_rank_is_after_their_files_are_gone(tmp_path: Path
     first, *others = pages.describe().split(", ")
     assert first.startswith("rank 0 is in step 7 since 2.")
     assert others == ["rank 1 has left step 6", "rank 2 has begun no step"]
+    step, seconds = pages.steps()[0]
+    assert step == 7 and seconds is not None and seconds >= 2.0
+    assert {rank: state for rank, state in pages.steps().items() if rank} == {
+        1: (6, None),
+        2: (0, None),
+    }
     pages.close()
     pages.close()
     assert pages.describe() == ""

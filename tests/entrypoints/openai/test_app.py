@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -248,5 +249,30 @@ def test_each_request_has_a_line_unless_they_are_off(caplog: pytest.LogCaptureFi
 def test_the_ledger_counts_blocks(http: httpx.Client, server: LoopbackServer) -> None:
     server.until_idle()
     ledger = http.get("/debug/ledger").json()
-    assert set(ledger) == {"free", "used", "cached", "total"}
     assert (ledger["used"], ledger["total"]) == (0, 64)
+    assert ledger["free"] + ledger["cached"] == ledger["total"]
+    assert (ledger["status"], ledger["detail"]) == ("serving", "")
+    assert (ledger["running"], ledger["waiting"], ledger["in_flight"]) == (0, 0, 0)
+    front, worker = ledger["actors"]
+    assert (front["actor"], front["pid"]) == ("front", os.getpid())
+    assert front["rss"] > 2**20 and front["cpu_seconds"] > 0
+    assert (worker["actor"], worker["step_seconds"]) == ("rank 0", None)
+
+
+async def test_the_ledger_is_there_to_the_end(tmp_path: Path) -> None:
+    service = Service(ServerOptions(("fake",)))
+    engine = await start_engine(tmp_path)
+    await service.serve(engine)
+    async with client_of(service) as http:
+        assert [actor["actor"] for actor in (await http.get("/debug/ledger")).json()["actors"]] == [
+            "front",
+            "rank 0",
+        ]
+        service.draining = True
+        assert (await http.get("/debug/ledger")).json()["status"] == "draining"
+        service.failure = EngineDeadError("worker rank 0 was killed")
+        await engine.stop()
+        ledger = (await http.get("/debug/ledger")).json()
+        assert (ledger["status"], ledger["detail"]) == ("dead", "worker rank 0 was killed")
+        assert len(ledger["actors"]) == 1
+    service.close()
