@@ -25,18 +25,19 @@ void run(const char* name, void (*body)(void*), void* argument, const unsigned* 
 
 void barrier(const char* file, int line);
 uint32_t shuffle_bits(ShuffleKind kind, unsigned mask, uint32_t bits, int operand, int width,
-                      int line);
+                      const char* file, int line);
 /* The block's array of a declaration, told apart by the address of a variable beside it. */
 void* shared_array(const void* site, size_t bytes, size_t alignment);
 unsigned char* dynamic_shared();
 void check_aligned(const void* pointer, size_t alignment);
 
 template <typename T>
-inline T shuffle(ShuffleKind kind, unsigned mask, T value, int operand, int width, int line) {
+inline T shuffle(ShuffleKind kind, unsigned mask, T value, int operand, int width,
+                 const char* file, int line) {
   static_assert(sizeof(T) == 4, "the hardware shuffles 4 bytes");
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
-  bits = shuffle_bits(kind, mask, bits, operand, width, line);
+  bits = shuffle_bits(kind, mask, bits, operand, width, file, line);
   memcpy(&value, &bits, sizeof value);
   return value;
 }

@@ -61,16 +61,18 @@ inline void __syncthreads(const char* file = __builtin_FILE(), int line = __buil
 
 template <typename T>
 inline T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width,
-                         int line = __builtin_LINE()) {
-  return mt_emulator::shuffle(mt_emulator::kXor, mask, value, lane_mask, width, line);
+                         const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  return mt_emulator::shuffle(mt_emulator::kXor, mask, value, lane_mask, width, file, line);
 }
 template <typename T>
-inline T __shfl_sync(unsigned mask, T value, int lane, int width, int line = __builtin_LINE()) {
-  return mt_emulator::shuffle(mt_emulator::kIndex, mask, value, lane, width, line);
+inline T __shfl_sync(unsigned mask, T value, int lane, int width,
+                     const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  return mt_emulator::shuffle(mt_emulator::kIndex, mask, value, lane, width, file, line);
 }
 template <typename T>
-inline T __shfl_up_sync(unsigned mask, T value, int by, int width, int line = __builtin_LINE()) {
-  return mt_emulator::shuffle(mt_emulator::kUp, mask, value, by, width, line);
+inline T __shfl_up_sync(unsigned mask, T value, int by, int width,
+                        const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  return mt_emulator::shuffle(mt_emulator::kUp, mask, value, by, width, file, line);
 }
 
 /* Threads run one at a time between barriers: plain additions are atomic. */
