@@ -286,7 +286,7 @@ def install() -> None:
     """
     check_python()
     want, have = keys(), read_stamp()
-    module = list(VENV.glob("lib/python*/site-packages/mtactors/kernels/_cpu.*.so"))
+    module = list(VENV.glob("lib/python*/site-packages/mtactors/kernels/_native.*.so"))
     if have == want and module and VENV_PYTHON.exists():
         return
     began = time.monotonic()

@@ -1,6 +1,6 @@
-"""Tensors as the addresses that `_cpu` takes, checked so that nothing is read out of bounds.
+"""Tensors as the addresses that `_native` takes, checked so that nothing is read out of bounds.
 
-Knows no operation's formula.
+Knows no operation's formula. `device` says where a tensor has to be; None where the caller knows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtactors.errors import ConfigError
-from mtactors.kernels import LinearWeight, SamplingBatch, _cpu
+from mtactors.kernels import LinearWeight, SamplingBatch, _native
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def packed_matrix(weight: LinearWeight) -> _cpu.PackedMatrix:
+def packed_matrix(weight: LinearWeight) -> _native.PackedMatrix:
     """Return a weight that `pack_linear` made."""
-    if not isinstance(weight, _cpu.PackedMatrix):
+    if not isinstance(weight, _native.PackedMatrix):
         raise TypeError(f"weight was packed by another implementation: {type(weight).__name__}")
     return weight
 
 
-def sampling_arrays(batch: SamplingBatch) -> Sequence[int]:
-    """Return the addresses in the order that `_cpu.sample` names."""
+def sampling_arrays(batch: SamplingBatch, device: torch.device) -> Sequence[int]:
+    """Return the addresses in the order that `_native.Backend.sample` names."""
     floats = (
         batch.temperature,
         batch.top_p,
@@ -50,12 +50,12 @@ def sampling_arrays(batch: SamplingBatch) -> Sequence[int]:
     )
     mask = batch.mask
     return [
-        *(array(one, "a parameter", torch.float32) for one in floats),
-        *(array(one, "a parameter", torch.int32) for one in ints),
-        array(batch.seeds, "seeds", torch.int64),
-        *(array(one, "a list", torch.int32) for one in ragged),
-        array(batch.bias_values, "bias_values", torch.float32),
-        0 if mask is None else array(mask, "mask", torch.int32),
+        *(array(one, "a parameter", torch.float32, device) for one in floats),
+        *(array(one, "a parameter", torch.int32, device) for one in ints),
+        array(batch.seeds, "seeds", torch.int64, device),
+        *(array(one, "a list", torch.int32, device) for one in ragged),
+        array(batch.bias_values, "bias_values", torch.float32, device),
+        0 if mask is None else array(mask, "mask", torch.int32, device),
     ]
 
 
@@ -75,24 +75,36 @@ def last_contiguous(tensor: Tensor, name: str, dims: int) -> None:
         raise ValueError(f"{name} must have {dims} dimensions and a contiguous last one")
 
 
-def array(tensor: Tensor, name: str, dtype: torch.dtype) -> int:
+def array(tensor: Tensor, name: str, dtype: torch.dtype, device: torch.device | None = None) -> int:
     """Return the address of a contiguous tensor of the given type."""
     if tensor.dtype is not dtype or not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous and {dtype}, not {tensor.dtype}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}, not on {device}")
     return tensor.data_ptr()
 
 
-def vector(tensor: Tensor, dtype: torch.dtype, size: int) -> int:
+def vector(
+    tensor: Tensor, dtype: torch.dtype, size: int, device: torch.device | None = None
+) -> int:
     """Return the address of a contiguous tensor of the given type and length."""
     if tensor.dtype is not dtype or tensor.shape != (size,) or not tensor.is_contiguous():
         raise ValueError(f"a norm or bias must be ({size},) {dtype}, not {tuple(tensor.shape)}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"a norm or bias is on {tensor.device}, not on {device}")
     return tensor.data_ptr()
 
 
-def check_caches(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> None:
+def check_caches(
+    k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype, device: torch.device | None = None
+) -> None:
     """Refuse caches that the kernels would read wrongly."""
     for cache in (k_cache, v_cache):
         if cache.dtype is not dtype or cache.dim() != 4 or not cache.is_contiguous():
             raise ValueError(f"a KV cache must be contiguous, 4-dimensional and {dtype}")
+        if device is not None and cache.device != device:
+            raise ValueError(f"a KV cache is on {cache.device}, not on {device}")
+    if k_cache.shape != v_cache.shape:
+        raise ValueError(f"K and V caches are {tuple(k_cache.shape)} and {tuple(v_cache.shape)}")
     if k_cache.shape[1] % 16:
         raise ConfigError("block_size", f"{k_cache.shape[1]} is not a multiple of 16")

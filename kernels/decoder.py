@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from mtactors.kernels import AttentionBatch, LinearWeight, _cpu
+from mtactors.kernels import AttentionBatch, LinearWeight, _native
 from mtactors.kernels.addresses import CODES, address, array, check_caches, packed_matrix, vector
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class NativeDecoder:
     """A decoder over given weights and caches.
 
     Args:
+        backend: that packed the weights.
         weights: packed by the operations that make this.
         shape: what the weights do not say.
         kv_caches: K and V per layer, (blocks, block_size, kv_heads, head_dim).
@@ -102,6 +103,7 @@ class NativeDecoder:
 
     def __init__(
         self,
+        backend: _native.Backend,
         weights: Weights,
         shape: Shape,
         kv_caches: Sequence[tuple[Tensor, Tensor]],
@@ -114,7 +116,8 @@ class NativeDecoder:
         if embed.dtype != CODES[self._dtype]:
             raise ValueError(f"norms are {self._dtype}, the matrices are not")
         slopes = shape.alibi_slopes
-        self._native = _cpu.Decoder(
+        self._native = _native.Decoder(
+            backend,
             embed,
             vector(weights.norm, self._dtype, self._hidden),
             shape.heads,

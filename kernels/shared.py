@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mtactors.kernels import _cpu
+from mtactors.kernels import _native, native
 from mtactors.kernels.addresses import CODES
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class SharedRegion:
 
     def __init__(self, world_size: int, capacity: int = CAPACITY) -> None:
         self._fd = os.memfd_create("mtactors-ranks")
-        os.ftruncate(self._fd, _cpu.SharedGroup.file_bytes(world_size, capacity))
+        os.ftruncate(self._fd, _native.SharedGroup.file_bytes(world_size, capacity))
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
 
     def close(self) -> None:
@@ -54,7 +54,9 @@ class SharedComm:
         capacity: int = CAPACITY,
         timeout: float = 3600.0,
     ) -> None:
-        self.native = _cpu.SharedGroup(path, rank, world_size, capacity)
+        self.native = _native.SharedGroup(path, rank, world_size, capacity)
+        # Any build adds with the same bits.
+        self._backend = _native.Backend.isa(native.info().isa)
         self.rank = rank
         self.world_size = world_size
         self._timeout = timeout
@@ -67,7 +69,13 @@ class SharedComm:
         columns = partial.shape[-1]
         rows = partial.numel() // columns
         self.native.reduce_sum(
-            partial.data_ptr(), out.data_ptr(), rows, columns, CODES[dtype], self._timeout
+            self._backend,
+            partial.data_ptr(),
+            out.data_ptr(),
+            rows,
+            columns,
+            CODES[dtype],
+            self._timeout,
         )
         return out
 

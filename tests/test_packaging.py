@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 import mtactors
 from tests.source_tree import PACKAGES, ROOT
 
-NATIVE = "mtactors.kernels._cpu"
+NATIVE = "mtactors.kernels._native"
 
 
 def _requirements() -> list[Requirement]:
@@ -126,7 +126,7 @@ def test_each_hot_build_was_compiled_for_its_instruction_set() -> None:
 
 
 def test_the_stub_names_what_the_native_module_holds() -> None:
-    stub = ast.parse((ROOT / "kernels" / "_cpu.pyi").read_text())
+    stub = ast.parse((ROOT / "kernels" / "_native.pyi").read_text())
     stubbed = {node.name for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     held = {name for name in dir(importlib.import_module(NATIVE)) if not name.startswith("_")}
     assert stubbed == held

@@ -1,24 +1,28 @@
-// The native module mtactors.kernels._cpu: what Python sees of the CPU kernels.
+// The native module mtactors.kernels._native: what Python sees of the kernels, the CPU's and those
+// of a device's library.
 //
 // Knows nothing of torch: tensors arrive as addresses, shapes and strides (abi.h). The caller has
-// checked dtypes and shapes (kernels/native.py) and keeps the tensors alive. The interpreter's lock
-// is released while a kernel runs.
+// checked dtypes and shapes (kernels/checked.py) and keeps the tensors alive. The interpreter's
+// lock is released while a kernel runs.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <string.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "abi.h"
-#include "decoder.h"
-#include "isa_builds.h"
-#include "memory.h"
-#include "pool.h"
-#include "shared.h"
+#include "binding/backend.h"
+#include "cpu/decoder.h"
+#include "cpu/isa_builds.h"
+#include "cpu/memory.h"
+#include "cpu/pool.h"
+#include "cpu/shared.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -27,13 +31,17 @@ namespace {
 
 using Address = uintptr_t;
 using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+using mt::Backend;
 
-const mt::Ops* chosen = nullptr;
+// Code and bytes of scratch, as mt::Outcome has them.
+using Told = std::pair<int, int64_t>;
 
 template <typename T>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
+
+Told told(mt::Outcome outcome) { return {outcome.code, outcome.workspace}; }
 
 nb::list isa_builds() {
   int count = 0;
@@ -45,23 +53,17 @@ nb::list isa_builds() {
   return rows;
 }
 
-void use(const std::string& name) {
-  int count = 0;
-  const mt::IsaBuild* builds = mt::isa_builds(&count);
-  for (int i = 0; i < count; ++i) {
-    if (name == builds[i].name && builds[i].runs_here) {
-      chosen = builds[i].ops;
-      return;
-    }
-  }
-  throw nb::value_error("no such build of the kernels, or not for this CPU");
+nb::tuple facts(const Backend& backend, int device) {
+  const mt_device_facts_t told = backend.facts(device);
+  return nb::make_tuple(told.arch, told.warp_size, told.shared_bytes_per_block,
+                        told.multiprocessors);
 }
 
 struct PackedMatrix {
   mt::Allocation memory;
   int n, k, dtype;
 
-  PackedMatrix(Address source, int64_t stride, int n_, int k_, int dtype_)
+  PackedMatrix(const Backend& backend, Address source, int64_t stride, int n_, int k_, int dtype_)
       : n(n_), k(k_), dtype(dtype_) {
     memory = mt::allocate_weight(static_cast<size_t>(mt::packed_bytes(n, k, dtype)));
     mt_pack op = {};
@@ -71,7 +73,7 @@ struct PackedMatrix {
     op.n = n;
     op.k = k;
     op.dtype = dtype;
-    chosen->pack(op);
+    backend.ops().pack(op);
   }
   mt::Matrix view() const {
     mt::Matrix m;
@@ -82,8 +84,8 @@ struct PackedMatrix {
   }
 };
 
-void linear(Address x, int64_t x_stride, const PackedMatrix& w, Address bias, Address out,
-            int64_t out_stride, int tokens, int out_dtype) {
+void linear(const Backend& backend, Address x, int64_t x_stride, const PackedMatrix& w,
+            Address bias, Address out, int64_t out_stride, int tokens, int out_dtype) {
   mt_linear op = {};
   op.x = pointer<const void>(x);
   op.x_stride = x_stride;
@@ -96,25 +98,27 @@ void linear(Address x, int64_t x_stride, const PackedMatrix& w, Address bias, Ad
   op.k = w.k;
   op.dtype = w.dtype;
   op.out_dtype = out_dtype;
-  chosen->linear(op);
+  backend.ops().linear(op);
 }
 
-void embedding(Address ids, const PackedMatrix& w, Address out, int tokens, int first_row) {
+int embedding(const Backend& backend, Address ids, Address weight, Address out, int tokens, int n,
+              int k, int first_row, int dtype, Address stream) {
   mt_embedding op = {};
   op.ids = pointer<const int32_t>(ids);
-  op.weight = w.memory.data;
+  op.weight = pointer<const void>(weight);
   op.out = pointer<void>(out);
-  op.out_stride = op.k = w.k;
+  op.out_stride = op.k = k;
   op.tokens = tokens;
-  op.n = w.n;
+  op.n = n;
   op.first_row = first_row;
-  op.dtype = w.dtype;
-  chosen->embedding(op);
+  op.dtype = dtype;
+  op.stream = pointer<void>(stream);
+  return backend.run(op);
 }
 
-void rms_norm(Address x, int64_t x_outer, int64_t x_inner, Address residual, Address total,
-              Address weight, Address out, int outer, int inner, int hidden, int dtype, float eps,
-              bool cast_first) {
+int rms_norm(const Backend& backend, Address x, int64_t x_outer, int64_t x_inner, Address residual,
+             Address total, Address weight, Address out, int outer, int inner, int hidden,
+             int dtype, float eps, bool cast_first, Address stream) {
   mt_rms_norm op = {};
   op.x = pointer<const void>(x);
   op.x_outer = x_outer;
@@ -132,12 +136,14 @@ void rms_norm(Address x, int64_t x_outer, int64_t x_inner, Address residual, Add
   op.dtype = dtype;
   op.eps = eps;
   op.cast_first = cast_first;
-  chosen->rms_norm(op);
+  op.stream = pointer<void>(stream);
+  return backend.run(op);
 }
 
-void rope(Address q, int64_t q_token, int64_t q_head, Address k, int64_t k_token, int64_t k_head,
-          Address rows, Address cos_sin, Address q_scale, int tokens, int q_heads, int k_heads,
-          int head_dim, int rotary_dim, bool interleaved, int dtype) {
+int rope(const Backend& backend, Address q, int64_t q_token, int64_t q_head, Address k,
+         int64_t k_token, int64_t k_head, Address rows, Address cos_sin, Address q_scale,
+         int tokens, int q_heads, int k_heads, int head_dim, int rotary_dim, bool interleaved,
+         int dtype, Address stream) {
   mt_rope op = {};
   op.q = pointer<void>(q);
   op.q_token = q_token;
@@ -155,12 +161,13 @@ void rope(Address q, int64_t q_token, int64_t q_head, Address k, int64_t k_token
   op.rotary_dim = rotary_dim;
   op.interleaved = interleaved;
   op.dtype = dtype;
-  chosen->rope(op);
+  op.stream = pointer<void>(stream);
+  return backend.run(op);
 }
 
-void kv_write(Address k, int64_t k_token, int64_t k_head, Address v, int64_t v_token,
-              int64_t v_head, Address k_cache, Address v_cache, Address slots, int tokens,
-              int kv_heads, int head_dim, int dtype) {
+int kv_write(const Backend& backend, Address k, int64_t k_token, int64_t k_head, Address v,
+             int64_t v_token, int64_t v_head, Address k_cache, Address v_cache, Address slots,
+             int tokens, int kv_heads, int head_dim, int dtype, Address stream) {
   mt_kv_write op = {};
   op.k = pointer<const void>(k);
   op.k_token = k_token;
@@ -175,14 +182,15 @@ void kv_write(Address k, int64_t k_token, int64_t k_head, Address v, int64_t v_t
   op.kv_heads = kv_heads;
   op.head_dim = head_dim;
   op.dtype = dtype;
-  chosen->kv_write(op);
+  op.stream = pointer<void>(stream);
+  return backend.run(op);
 }
 
-void attention(Address q, int64_t q_token, int64_t q_head, Address k_cache, Address v_cache,
-               Address query_start, Address seq_lens, Address block_tables,
+Told attention(const Backend& backend, Address q, int64_t q_token, int64_t q_head, Address k_cache,
+               Address v_cache, Address query_start, Address seq_lens, Address block_tables,
                int64_t block_tables_stride, Address alibi_slopes, Address out, int sequences,
                int tokens, int q_heads, int kv_heads, int head_dim, int block_size, int window,
-               int dtype, float scale) {
+               int dtype, float scale, Address workspace, int64_t workspace_bytes, Address stream) {
   mt_attention op = {};
   op.q = pointer<const void>(q);
   op.q_token = q_token;
@@ -205,10 +213,14 @@ void attention(Address q, int64_t q_token, int64_t q_head, Address k_cache, Addr
   op.window = window;
   op.dtype = dtype;
   op.scale = scale;
-  chosen->attention(op);
+  op.stream = pointer<void>(stream);
+  op.workspace = pointer<void>(workspace);
+  op.workspace_bytes = workspace_bytes;
+  return told(backend.run_with_workspace(op));
 }
 
-void silu_and_mul(Address gate_up, int64_t stride, Address out, int tokens, int f, int dtype) {
+int silu_and_mul(const Backend& backend, Address gate_up, int64_t stride, Address out, int tokens,
+                 int f, int dtype, Address stream) {
   mt_silu_and_mul op = {};
   op.gate_up = pointer<const void>(gate_up);
   op.gate_up_stride = stride;
@@ -216,11 +228,12 @@ void silu_and_mul(Address gate_up, int64_t stride, Address out, int tokens, int 
   op.out_stride = op.f = f;
   op.tokens = tokens;
   op.dtype = dtype;
-  chosen->silu_and_mul(op);
+  op.stream = pointer<void>(stream);
+  return backend.run(op);
 }
 
-void copy_blocks(const std::vector<Address>& caches, Address copies, int num_copies,
-                 int64_t block_bytes, int64_t token_bytes) {
+int copy_blocks(const Backend& backend, const std::vector<Address>& caches, Address copies,
+                int num_copies, int64_t block_bytes, int64_t token_bytes, Address stream) {
   mt_copy_blocks op = {};
   op.caches = reinterpret_cast<void* const*>(caches.data());
   op.copies = pointer<const int64_t>(copies);
@@ -228,12 +241,14 @@ void copy_blocks(const std::vector<Address>& caches, Address copies, int num_cop
   op.num_copies = num_copies;
   op.block_bytes = block_bytes;
   op.token_bytes = token_bytes;
-  chosen->copy_blocks(op);
+  op.stream = pointer<void>(stream);
+  return backend.run(op);
 }
 
 // `arrays` in the order of mt_sample's fields from temperature to mask.
-void sample(Address logits, int64_t stride, const std::vector<Address>& arrays,
-            int64_t mask_stride, Address ids, int rows, int vocab, int sampleable) {
+Told sample(const Backend& backend, Address logits, int64_t stride,
+            const std::vector<Address>& arrays, int64_t mask_stride, Address ids, int rows,
+            int vocab, int sampleable, Address workspace, int64_t workspace_bytes, Address stream) {
   if (arrays.size() != 20) throw nb::value_error("sample takes 20 arrays");
   mt_sample op = {};
   op.logits = pointer<const float>(logits);
@@ -259,11 +274,15 @@ void sample(Address logits, int64_t stride, const std::vector<Address>& arrays,
   op.rows = rows;
   op.vocab = vocab;
   op.sampleable = sampleable;
-  chosen->sample(op);
+  op.stream = pointer<void>(stream);
+  op.workspace = pointer<void>(workspace);
+  op.workspace_bytes = workspace_bytes;
+  return told(backend.run_with_workspace(op));
 }
 
-void logprobs(Address logits, int64_t stride, Address ids, Address logprob, Address rank,
-              Address top_ids, Address top_logprobs, int rows, int top_n, int sampleable) {
+int logprobs(const Backend& backend, Address logits, int64_t stride, Address ids, Address logprob,
+             Address rank, Address top_ids, Address top_logprobs, int rows, int top_n,
+             int sampleable, Address stream) {
   mt_logprobs op = {};
   op.logits = pointer<const float>(logits);
   op.logits_stride = stride;
@@ -275,12 +294,13 @@ void logprobs(Address logits, int64_t stride, Address ids, Address logprob, Addr
   op.rows = rows;
   op.top_n = top_n;
   op.sampleable = sampleable;
-  chosen->logprobs(op);
+  op.stream = pointer<void>(stream);
+  return backend.run(op);
 }
 
 // One rank's end of the sums: partial is (rows, n) float32, out has `dtype`.
-void reduce_sum(mt::SharedGroup& group, Address partial, Address out, int rows, int n, int dtype,
-                double seconds) {
+void reduce_sum(mt::SharedGroup& group, const Backend& backend, Address partial, Address out,
+                int rows, int n, int dtype, double seconds) {
   const size_t row_bytes = sizeof(float) * static_cast<size_t>(n);
   const int per_round = static_cast<int>(group.capacity() / row_bytes);
   if (per_round == 0) throw nb::value_error("a row exceeds the capacity of the shared memory");
@@ -293,7 +313,7 @@ void reduce_sum(mt::SharedGroup& group, Address partial, Address out, int rows, 
       parts[static_cast<size_t>(r)] = static_cast<const float*>(group.theirs(r));
     }
     char* to = pointer<char>(out) + int64_t{row} * n * mt::element_size(dtype);
-    chosen->reduce(parts.data(), group.size(), nullptr, nullptr, to, count, n, dtype);
+    backend.ops().reduce(parts.data(), group.size(), nullptr, nullptr, to, count, n, dtype);
   }
 }
 
@@ -341,11 +361,12 @@ void forward(mt::Decoder& decoder, Address ids, int tokens, Address rope_rows, A
   decoder.forward(step);
 }
 
-void init_decoder(mt::Decoder* self, const PackedMatrix& embedding, Address final_norm, int heads,
-                  int kv_heads, int head_dim, int block_size, int first_row, float eps,
-                  bool cast_first, float scale, Address alibi_slopes, mt::SharedGroup* group) {
+void init_decoder(mt::Decoder* self, const Backend& backend, const PackedMatrix& embedding,
+                  Address final_norm, int heads, int kv_heads, int head_dim, int block_size,
+                  int first_row, float eps, bool cast_first, float scale, Address alibi_slopes,
+                  mt::SharedGroup* group) {
   new (self) mt::Decoder();
-  self->ops = chosen;
+  self->ops = &backend.ops();
   self->dtype = embedding.dtype;
   self->hidden = embedding.k;
   self->embedding = embedding.view();
@@ -364,24 +385,27 @@ void init_decoder(mt::Decoder* self, const PackedMatrix& embedding, Address fina
 
 }  // namespace
 
-NB_MODULE(_cpu, m) {
-  use("portable");  // until somebody chooses: every CPU runs it
+NB_MODULE(_native, m) {
   m.def(
       "abi_version", [] { return MT_ABI_VERSION; },
       "Return the version of kernels/abi.h that this module was compiled with.");
   m.def("isa_builds", &isa_builds,
         "Return (name, compiled for, runs on this CPU) of each hot build, slowest first.");
-  m.def("use", &use, "Choose the build that every later call runs.");
   m.def("threads", &mt::threads, "Return how many threads work on a kernel.");
   m.def("set_threads", &mt::set_threads, "count"_a, "pin"_a = false,
         "Use `count` threads; with `pin`, bind the caller and the others to a CPU each.");
 
+  // First, because the others' signatures name it.
+  nb::class_<Backend> backend(m, "Backend");
   nb::class_<PackedMatrix>(m, "PackedMatrix")
-      .def(nb::init<Address, int64_t, int, int, int>(), "source"_a, "stride"_a, "n"_a, "k"_a,
-           "dtype"_a, Unlocked())
+      .def(nb::init<const Backend&, Address, int64_t, int, int, int>(), "backend"_a, "source"_a,
+           "stride"_a, "n"_a, "k"_a, "dtype"_a, Unlocked())
       .def_ro("out_features", &PackedMatrix::n)
       .def_ro("in_features", &PackedMatrix::k)
       .def_ro("dtype", &PackedMatrix::dtype)
+      .def_prop_ro(
+          "address",
+          [](const PackedMatrix& w) { return reinterpret_cast<Address>(w.memory.data); })
       .def_prop_ro("nbytes", [](const PackedMatrix& w) {
         return mt::packed_bytes(w.n, w.k, w.dtype);
       });
@@ -397,20 +421,26 @@ NB_MODULE(_cpu, m) {
           },
           Unlocked());
   nb::class_<mt::Decoder>(m, "Decoder")
-      .def("__init__", &init_decoder, "embedding"_a, "final_norm"_a, "heads"_a, "kv_heads"_a,
-           "head_dim"_a, "block_size"_a, "first_row"_a, "eps"_a, "cast_first"_a, "scale"_a,
-           "alibi_slopes"_a, "group"_a.none())
+      .def("__init__", &init_decoder, "backend"_a, "embedding"_a, "final_norm"_a, "heads"_a,
+           "kv_heads"_a, "head_dim"_a, "block_size"_a, "first_row"_a, "eps"_a, "cast_first"_a,
+           "scale"_a, "alibi_slopes"_a, "group"_a.none())
       .def("add_layer", &add_layer)
       .def("forward", &forward, Unlocked());
 
-  m.def("linear", &linear, Unlocked());
-  m.def("embedding", &embedding, Unlocked());
-  m.def("rms_norm", &rms_norm, Unlocked());
-  m.def("rope", &rope, Unlocked());
-  m.def("kv_write", &kv_write, Unlocked());
-  m.def("attention", &attention, Unlocked());
-  m.def("silu_and_mul", &silu_and_mul, Unlocked());
-  m.def("copy_blocks", &copy_blocks, Unlocked());
-  m.def("sample", &sample, Unlocked());
-  m.def("logprobs", &logprobs, Unlocked());
+  backend.def_static("isa", &Backend::isa, "name"_a)
+      .def_static("library", &Backend::library, "path"_a)
+      .def_prop_ro("kind", &Backend::kind)
+      .def_prop_ro("operations", &Backend::operations)
+      .def("error", &Backend::error, "code"_a)
+      .def("facts", &facts, "device"_a)
+      .def("linear", &linear, Unlocked())
+      .def("embedding", &embedding, Unlocked())
+      .def("rms_norm", &rms_norm, Unlocked())
+      .def("rope", &rope, Unlocked())
+      .def("kv_write", &kv_write, Unlocked())
+      .def("attention", &attention, Unlocked())
+      .def("silu_and_mul", &silu_and_mul, Unlocked())
+      .def("copy_blocks", &copy_blocks, Unlocked())
+      .def("sample", &sample, Unlocked())
+      .def("logprobs", &logprobs, Unlocked());
 }
