@@ -60,7 +60,10 @@ def test_logits_and_greedy_ids_agree(case: str, tmp_path: Path) -> None:
     assert expected.std() > 0.5
 
 
-@pytest.mark.parametrize("case", ["qwen", "chatglm", "baichuan-13b", "baichuan2-7b", "yayi"])
+@pytest.mark.parametrize(
+    "case",
+    ["qwen", "chatglm", "baichuan-7b", "baichuan-13b", "baichuan2-7b", "baichuan2-13b", "yayi"],
+)
 def test_float16_stays_within_a_tenth(case: str, tmp_path: Path) -> None:
     family, overrides = CASES[case]
     directory = make_tiny_model(tmp_path, family, **overrides)

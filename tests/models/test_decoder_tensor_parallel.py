@@ -38,6 +38,9 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "fused gate and up": ("chatglm", 4, {}),
     "alibi, padded": ("baichuan-13b", 4, {}),
     "one kv head": ("yayi", 4, {}),
+    "a window": ("mistral", 4, {}),
+    "w_pack": ("baichuan-7b", 4, {}),
+    "normhead": ("baichuan2-13b", 4, {}),
 }
 
 
