@@ -113,6 +113,7 @@ class WorkerGroupConfig:
         step_timeout: seconds, the least deadline of a step.
         shutdown_timeout: seconds that running requests get to finish.
         max_restarts: replacements of the group within 10 minutes; 0 switches restart off.
+        digests: results carry the bits by which two runs are compared; a journal wants them.
     """
 
     device: str = "cpu"
@@ -123,6 +124,7 @@ class WorkerGroupConfig:
     step_timeout: float = 30.0
     shutdown_timeout: float = 30.0
     max_restarts: int = 3
+    digests: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -136,6 +138,26 @@ class WorkerGroupConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalConfig:
+    """The record of the steps; none without a `directory`.
+
+    Args:
+        prompts: whether token ids are recorded, without which nothing can be replayed.
+        max_bytes: that its files may take.
+    """
+
+    directory: Path | None = None
+    prompts: bool = False
+    max_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _at_least("journal_bytes", self.max_bytes, 1 << 20)
+        if self.prompts and self.directory is None:
+            raise ConfigError("journal_prompts", "there is no journal: name a directory in journal")
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """All of an engine's configuration."""
 
@@ -144,6 +166,7 @@ class EngineConfig:
     scheduler: SchedulerConfig
     workers: WorkerGroupConfig
     log_stats: bool = True
+    journal: JournalConfig = field(default_factory=JournalConfig)
 
 
 def _at_least(name: str, value: int, low: int) -> None:

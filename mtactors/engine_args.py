@@ -18,6 +18,7 @@ from mtactors.config import (
     DTYPES,
     CacheConfig,
     EngineConfig,
+    JournalConfig,
     ModelConfig,
     SchedulerConfig,
     WorkerGroupConfig,
@@ -141,6 +142,19 @@ class EngineArgs:
     shutdown_timeout: float = _arg(
         30.0, "Seconds that running requests get to finish at shutdown.", group="failure"
     )
+    journal: str | None = _arg(
+        None,
+        "Directory for a journal of all steps, written as they happen; see docs/reliability.md.",
+        group="failure",
+    )
+    journal_prompts: bool = _arg(
+        False,
+        "Record the token ids of prompts and outputs too: mtactors replay needs them.",
+        group="failure",
+    )
+    journal_bytes: int = _arg(
+        256 << 20, "Bytes that the journal's files may take; the oldest go.", group="failure"
+    )
     enforce_eager: bool = _arg(
         True, "Accepted; this engine never compiles graphs.", group="compatibility"
     )
@@ -219,8 +233,14 @@ class EngineArgs:
                 step_timeout=_number("step_timeout", self.step_timeout),
                 shutdown_timeout=_number("shutdown_timeout", self.shutdown_timeout),
                 max_restarts=_integer("max_worker_restarts", self.max_worker_restarts),
+                digests=bool(self.journal),
             ),
             log_stats=not self.disable_log_stats,
+            journal=JournalConfig(
+                directory=Path(self.journal).expanduser() if self.journal else None,
+                prompts=self.journal_prompts,
+                max_bytes=_integer("journal_bytes", self.journal_bytes),
+            ),
         )
 
     def _batched_tokens(self) -> int:

@@ -5,9 +5,10 @@
     │   ├── ConfigError            an engine argument: names field, value and allowed range
     │   ├── RequestError           a request: names the field in `param`; HTTP 400
     │   │   └── PromptTooLongError
-    │   └── ModelError             the model argument or its files
-    │       ├── ModelNotFoundError     no such directory, file, or hub name
-    │       └── CheckpointError        files missing, altered, or of another layout
+    │   ├── ModelError             the model argument or its files
+    │   │   ├── ModelNotFoundError     no such directory, file, or hub name
+    │   │   └── CheckpointError        files missing, altered, or of another layout
+    │   └── JournalError           a journal that cannot be written or replayed here
     ├── WireError                  a frame that is not a valid message
     ├── ChannelError               the other end of a channel is gone or does not read
     ├── QueueFullError             admission refused, try later; HTTP 429
@@ -65,6 +66,10 @@ class ModelNotFoundError(ModelError):
 
 class CheckpointError(ModelError):
     """Files of a checkpoint are missing, altered or of an unknown layout."""
+
+
+class JournalError(UsageError):
+    """A directory is no journal, or one that cannot be written or replayed here."""
 
 
 class WireError(MtactorsError):

@@ -45,8 +45,10 @@ _BASE = set(ALLOWED) - {"mtactors"}
 ALLOWED["pull.__main__"] = _BASE
 ALLOWED |= {
     "wire": {"errors", "envs", "config", "sampling_params", "outputs"},
-    "front": {*_BASE, "wire"},
-    "entrypoints": {*_BASE, "wire", "front"},
+    "journal": {"errors", "wire"},
+    "front": {*_BASE, "wire", "journal"},
+    "replay": {*_BASE, "wire", "journal", "front"},
+    "entrypoints": {*_BASE, "wire", "journal", "front", "replay"},
     "bench": {*_BASE, "front", "entrypoints"},
     "kernels": {"errors", "config", "envs"},
     "layers": {"errors", "config", "families", "kernels"},

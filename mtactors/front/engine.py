@@ -88,7 +88,7 @@ class Engine:
         self._phase: Phase = "new"
         self._draining = False
         self._scheduler: Scheduler | None = None
-        self._line = StepLine(self._supervisor, config.workers.step_timeout, clock)
+        self._line = StepLine(self._supervisor, config, clock)
         self._recovery = Recovery(self._supervisor, config.workers.max_restarts, clock)
         self._open = OpenRequests(tokenizer, clock, self._recovery.forget)
         self._living: asyncio.Task[None] | None = None
@@ -145,6 +145,7 @@ class Engine:
         except BaseException:
             self._phase = "dead"
             await self._supervisor.stop("the engine could not start")
+            self._line.end()
             raise
         self._phase = "ready"
         self._living = asyncio.ensure_future(self._live())
@@ -251,7 +252,7 @@ class Engine:
         """Begin to work with a new group."""
         model = self.config.model
         self.group = ready
-        self._line.begin()
+        self._line.begin(ready)
         if self._scheduler is not None:
             if ready.num_blocks != self._scheduler.ledger().total:
                 for request_id in self._scheduler.reset(ready.num_blocks):
@@ -367,7 +368,7 @@ class Engine:
         except WireError as error:
             self._supervisor.condemn(f"worker rank 0 sent nonsense: {error}")
             return []
-        seconds = self._line.answered()
+        seconds = self._line.answered(result)
         self._recovery.progressed(updates)
         self._open.totals.steps += 1
         self.observer.on_step(len(result.ids), len(updates), seconds)
@@ -389,7 +390,7 @@ class Engine:
         for request_id in list(self._open):
             self._open.fail(request_id, EngineDeadError(str(error)))
         self._recovery.give_up(error)
-        self._line.close()
+        self._line.end()
         self._stats_log.stop()
 
     def _require_open(self) -> Scheduler:

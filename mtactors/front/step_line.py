@@ -1,4 +1,4 @@
-"""The line to one worker group: plans out, each numbered and each with a deadline.
+"""The line to one worker group: plans out, each numbered, recorded, and with a deadline.
 
 Knows nothing of what is in a plan, and does not read results; `answered` is called for each.
 """
@@ -7,29 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mtactors.config import EngineConfig
 from mtactors.front.alarm import Alarm
+from mtactors.front.journaling import GroupJournal, open_journal
 from mtactors.front.step_watch import StepWatch
 from mtactors.front.supervisor import Supervisor
+from mtactors.front.worker_group import GroupReady
 from mtactors.wire.codec import encode
-from mtactors.wire.messages import StepPlan
+from mtactors.wire.messages import StepPlan, StepResult
 
 
 class StepLine:
     """Sends plans to whatever group runs, and condemns it when a step is overdue.
 
     Args:
-        step_timeout: seconds, the least deadline of a step.
+        config: of the engine; its journal is opened.
         clock: seconds that never go back.
+
+    Raises:
+        ConfigError: no journal can be written where it is asked for.
     """
 
     def __init__(
-        self, supervisor: Supervisor, step_timeout: float, clock: Callable[[], float]
+        self, supervisor: Supervisor, config: EngineConfig, clock: Callable[[], float]
     ) -> None:
         self._supervisor = supervisor
-        self._step_timeout = step_timeout
+        self._step_timeout = config.workers.step_timeout
         self._clock = clock
+        self._journal: GroupJournal | None = open_journal(config)
         self._seq = 0
-        self._watch = StepWatch(step_timeout)
+        self._watch = StepWatch(self._step_timeout)
         self._alarm = Alarm(clock, self._check_deadline)
 
     @property
@@ -37,21 +44,28 @@ class StepLine:
         """The sequence number of the next plan."""
         return self._seq + 1
 
-    def begin(self) -> None:
+    def begin(self, group: GroupReady) -> None:
         """Begin anew: another group runs."""
         self._seq = 0
+        if self._journal is not None:
+            self._journal.begin(group)
         self._watch = StepWatch(self._step_timeout)
 
     def send(self, plan: StepPlan, now: float) -> None:
         """Send a plan."""
         self._seq = plan.seq
         tokens = sum(row.chunk_len for row in plan.new) + sum(row.chunk_len for row in plan.known)
-        self._supervisor.send(encode(plan))
+        frame = encode(plan)
+        if self._journal is not None:  # before anybody can die of it
+            self._journal.plan(plan, frame)
+        self._supervisor.send(frame)
         self._watch.sent(plan.seq, tokens, now)
         self._alarm.set(self._watch.deadline)
 
-    def answered(self) -> float:
-        """Note that the result of the oldest unanswered plan came; return its seconds."""
+    def answered(self, result: StepResult) -> float:
+        """Note the result of the oldest unanswered plan; return its seconds."""
+        if self._journal is not None:
+            self._journal.result(result)
         seconds = self._watch.answered(self._clock())
         self._alarm.set(self._watch.deadline)
         return seconds
@@ -59,6 +73,12 @@ class StepLine:
     def close(self) -> None:
         """Wait for nothing more from the group that ran."""
         self._alarm.cancel()
+
+    def end(self) -> None:
+        """Wait for nothing more, and record nothing. May be repeated."""
+        self.close()
+        if self._journal is not None:
+            self._journal.close()
 
     def _check_deadline(self) -> None:
         deadline, started, now = self._watch.deadline, self._watch.started, self._clock()

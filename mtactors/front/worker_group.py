@@ -79,6 +79,33 @@ class GroupDead:
 
 
 class _Evidence(IntEnum):
+def configuration(config: EngineConfig, epoch: int, rank: int, run_dir: Path) -> Configure:
+    """Return what a worker is told to load."""
+    model, cache = config.model, config.cache
+    scheduler, workers = config.scheduler, config.workers
+    return Configure(
+        version=PROTOCOL_VERSION,
+        epoch=epoch,
+        rank=rank,
+        world_size=workers.tensor_parallel_size,
+        model_dir=str(model.directory),
+        dtype=model.dtype,
+        device=workers.device,
+        block_size=cache.block_size,
+        gpu_memory_utilization=cache.utilization,
+        kv_cache_memory_bytes=cache.memory_bytes,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_model_len=model.max_model_len,
+        cpu_threads=workers.cpu_threads,
+        run_dir=str(run_dir),
+        kernels=workers.kernels,
+        reshard=model.reshard,
+        tokenizer_dir=str(model.tokenizer_directory),
+        digests=workers.digests,
+    )
+
+
     """How much a sign of a rank's end tells."""
 
     UNREACHABLE = 0
@@ -201,7 +228,6 @@ class WorkerGroup:
             epoch=self.epoch,
             address=self._channel.address,
             parent_pipe=self._parent_pipe,
-            device=workers.device,
             cpu_threads=workers.cpu_threads,
         )
         try:
@@ -255,7 +281,8 @@ class WorkerGroup:
             self._pronounce(GroupDead(self.epoch, rank, reason))
             return
         try:
-            self._channel.send(rank, encode(self._configure(rank)))
+            message = configuration(self._config, self.epoch, rank, self._run_dir)
+            self._channel.send(rank, encode(message))
         except ChannelError as error:
             dead = GroupDead(self.epoch, rank, str(error))
             self._note(rank, _Sign(_Evidence.UNREACHABLE, dead))
@@ -265,30 +292,6 @@ class WorkerGroup:
             self._parts["spawn"] = time.monotonic() - self._began
         if len(self._greeted) == self._world_size:
             self._channel.unlink()
-
-    def _configure(self, rank: int) -> Configure:
-        model, cache = self._config.model, self._config.cache
-        scheduler, workers = self._config.scheduler, self._config.workers
-        return Configure(
-            version=PROTOCOL_VERSION,
-            epoch=self.epoch,
-            rank=rank,
-            world_size=self._world_size,
-            model_dir=str(model.directory),
-            dtype=model.dtype,
-            device=workers.device,
-            block_size=cache.block_size,
-            gpu_memory_utilization=cache.utilization,
-            kv_cache_memory_bytes=cache.memory_bytes,
-            max_num_seqs=scheduler.max_num_seqs,
-            max_num_batched_tokens=scheduler.max_num_batched_tokens,
-            max_model_len=model.max_model_len,
-            cpu_threads=workers.cpu_threads,
-            run_dir=str(self._run_dir),
-            kernels=workers.kernels,
-            reshard=model.reshard,
-            tokenizer_dir=str(model.tokenizer_directory),
-        )
 
     def _take_ready(self, rank: int, ready: Ready) -> None:
         self._ready[rank] = ready

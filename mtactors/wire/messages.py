@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 PROTOCOL_VERSION = 1
+DIGEST_BYTES = 12
 
 Ints = Annotated[list[int], "<i4"]
 Floats = Annotated[list[float], "<f4"]
@@ -150,7 +151,8 @@ class StepResult:
 
     `ids`: one per row of the plan in its order (new, then known), -1 where nothing was sampled.
     `microseconds`: from the plan's arrival at the worker to this result. `digests` is empty
-    unless the journal is on.
+    unless it was configured; then it has `DIGEST_BYTES` for each row that sampled, in order: as
+    little-endian float32 the id's raw logit, and of all raw logits the maximum and the logsumexp.
     """
 
     epoch: int
@@ -180,7 +182,7 @@ class Configure:
     it from `gpu_memory_utilization`. `cpu_threads` 0 means the default. `run_dir` is the epoch's
     0700 directory for rendezvous files. `kernels`: "auto", or a named implementation. `reshard`:
     whether a checkpoint converted for another number of ranks is cut anew. `tokenizer_dir`: whose
-    vocabulary grammars are written in; empty means the model's.
+    vocabulary grammars are written in; empty means the model's. `digests`: results carry them.
     """
 
     version: int
@@ -201,6 +203,7 @@ class Configure:
     kernels: str
     reshard: bool = False
     tokenizer_dir: str = ""
+    digests: bool = False
 
 
 @dataclass(frozen=True, slots=True)

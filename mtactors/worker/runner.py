@@ -27,7 +27,11 @@ LOGITS_BYTES = 32 << 20
 
 
 class Runner:
-    """Executes plans in order, one at a time."""
+    """Executes plans in order, one at a time.
+
+    Args:
+        digests: whether results carry digests.
+    """
 
     def __init__(
         self,
@@ -37,6 +41,8 @@ class Runner:
         sampler: Sampler,
         ops: Operations,
         group: Group,
+        *,
+        digests: bool = False,
     ) -> None:
         self._decoder = decoder
         self._cache = cache
@@ -44,6 +50,7 @@ class Runner:
         self._sampler = sampler
         self._ops = ops
         self._group = group
+        self._digests = digests
         self._device = decoder.device
         self.limit_logits(LOGITS_BYTES)
 
@@ -71,6 +78,7 @@ class Runner:
         ids = np.full(len(chunks.slots), -1, np.int32)
         logprobs: list[TokenLogprobs] = []
         prompt_logprobs: list[PromptLogprobs] = []
+        digests = b""
         if len(chunks.slots):
             batch = batches.build(chunks, self._rows, self._device)
             sampling = np.flatnonzero(chunks.samples)
@@ -80,7 +88,9 @@ class Runner:
                 hidden = hidden[self._tensor(batch.last_tokens[sampling])]
             else:
                 hidden = self._forward(batch, self._tensor(batch.last_tokens[sampling]))
-            ids[sampling], logprobs = self._sample(sampling, chunks.slots[sampling], hidden)
+            ids[sampling], logprobs, digests = self._sample(
+                sampling, chunks.slots[sampling], hidden
+            )
             self._rows.advance(chunks, ids[chunks.samples])
         if self._group.rank:
             return None
@@ -91,7 +101,7 @@ class Runner:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             microseconds=int((time.perf_counter() - arrived) * 1e6),
-            digests=b"",
+            digests=digests,
         )
 
     def _forward(self, batch: Batch, wanted: Tensor | None = None) -> Tensor:
@@ -108,17 +118,19 @@ class Runner:
 
     def _sample(
         self, sampling: Int64s, slots: Int64s, hidden: Tensor
-    ) -> tuple[Int32s, list[TokenLogprobs]]:
-        """Return the ids of the rows that sample, in order, and the logprobs they asked for."""
+    ) -> tuple[Int32s, list[TokenLogprobs], bytes]:
+        """Return ids of the rows that sample, in order, logprobs they asked for, and digests."""
         if not sampling.size:
-            return np.empty(0, np.int32), []
+            return np.empty(0, np.int32), [], b""
         logits = self._decoder.logits(hidden)
         if self._group.rank:
-            return self._group.broadcast_ids(None, sampling.size).numpy(), []
+            return self._group.broadcast_ids(None, sampling.size).numpy(), [], b""
         chosen = self._sampler.sample(logits, slots, self._rows)
         # The other ranks get on with it while rank 0 looks at logprobs.
         ids = self._group.broadcast_ids(chosen, sampling.size)
-        return ids.cpu().numpy(), self._sampler.logprobs(logits, chosen, sampling, slots)
+        logprobs = self._sampler.logprobs(logits, chosen, sampling, slots)
+        digests = self._sampler.digests(logits, chosen) if self._digests else b""
+        return ids.cpu().numpy(), logprobs, digests
 
     def _prompt_logprobs(
         self, chunks: Chunks, batch: Batch, hidden: Tensor

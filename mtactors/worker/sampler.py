@@ -170,6 +170,19 @@ class Sampler:
             for j, at in enumerate(chosen)
         ]
 
+    def digests(self, logits: Tensor, ids: Tensor) -> bytes:
+        """Return the digests of sampled tokens, as `StepResult` has them.
+
+        Args:
+            logits: (R, vocab_rows) float32. `ids`: (R,) int32, sampled from them.
+        """
+        chosen = logits.gather(1, ids.long().unsqueeze(1)).squeeze(1)
+        # From the logprob, since that kernel sums in an order that does not depend on the batch.
+        total = chosen - self._ops.logprobs(logits, ids, 0, self._sampleable).logprob
+        largest = logits[:, : self._sampleable].amax(-1)
+        values = torch.stack((chosen, largest, total), 1).cpu().numpy()
+        return values.astype("<f4", copy=False).tobytes()
+
     def add_prompt_logprobs(
         self, result: PromptLogprobs, logits: Tensor, targets: Int32s, top_n: int
     ) -> None:

@@ -159,7 +159,7 @@ def _make_runner(
         spec.sampleable_ids,
         _make_grammars(configure, spec) if group.rank == 0 else None,
     )
-    return Runner(decoder, cache, rows, sampler, ops, group)
+    return Runner(decoder, cache, rows, sampler, ops, group, digests=configure.digests)
 
 
 def _make_grammars(configure: Configure, spec: DecoderSpec) -> Grammars:

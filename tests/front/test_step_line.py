@@ -6,10 +6,13 @@ import asyncio
 
 from mtactors.front.step_line import StepLine
 from mtactors.front.supervisor import Supervisor
+from mtactors.front.worker_group import GroupReady
 from mtactors.wire.codec import encode
-from mtactors.wire.messages import PROTOCOL_VERSION, KnownRow, StepPlan
+from mtactors.wire.messages import PROTOCOL_VERSION, KnownRow, StepPlan, StepResult
 from tests.front.engine_configs import small_config
 from tests.front.engines import until
+
+GROUP = GroupReady(1, 64, (), 0.0)
 
 
 class Office(Supervisor):
@@ -41,28 +44,36 @@ def _plan(seq: int) -> StepPlan:
     return StepPlan(PROTOCOL_VERSION, 1, seq, [], [KnownRow(0, 1, [], True)], [], [])
 
 
+def _result(seq: int) -> StepResult:
+    return StepResult(1, seq, [7], [], [], 1, b"")
+
+
+def open_line(office: Office, step_timeout: float, clock: Clock) -> StepLine:
+    return StepLine(office, small_config(workers={"step_timeout": step_timeout}), clock)
+
+
 async def test_plans_are_numbered_anew_for_each_group() -> None:
     office, clock = Office(), Clock()
-    line = StepLine(office, 30.0, clock)
-    line.begin()
+    line = open_line(office, 30.0, clock)
+    line.begin(GROUP)
     for seq in (1, 2):
         assert line.next_seq == seq
         line.send(_plan(seq), clock())
     assert office.frames == [encode(_plan(1)), encode(_plan(2))]
     clock.now = 2.0
-    assert line.answered() == 2.0
-    line.begin()
+    assert line.answered(_result(1)) == 2.0
+    line.begin(GROUP)
     assert line.next_seq == 1
     line.close()
 
 
 async def test_an_overdue_step_condemns_the_group_by_its_number() -> None:
     office, clock = Office(), Clock()
-    line = StepLine(office, 0.01, clock)
-    line.begin()
+    line = open_line(office, 0.01, clock)
+    line.begin(GROUP)
     line.send(_plan(1), clock())
     clock.now = 0.001
-    line.answered()
+    line.answered(_result(1))
     line.send(_plan(2), clock())
     clock.now = 5.0
     await until(lambda: bool(office.reasons))
@@ -71,10 +82,10 @@ async def test_an_overdue_step_condemns_the_group_by_its_number() -> None:
 
 async def test_a_line_that_is_closed_waits_for_nothing() -> None:
     office, clock = Office(), Clock()
-    line = StepLine(office, 0.001, clock)
-    line.begin()
+    line = open_line(office, 0.001, clock)
+    line.begin(GROUP)
     line.send(_plan(1), clock())
-    line.answered()
+    line.answered(_result(1))
     line.send(_plan(2), clock())
     clock.now = 5.0
     line.close()
