@@ -44,6 +44,8 @@ def read_config(path: Path) -> list[PerfModel]:
         content = json.loads(without_comments(text))
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
+    if isinstance(content, Mapping):  # one model needs no list
+        content = [content]
     if not isinstance(content, list) or not content:
         raise UsageError(f"{path}: not a list of models")
     return [_entry(entry, f"{path}, entry {index}") for index, entry in enumerate(content)]

@@ -49,6 +49,10 @@ def test_batches_is_the_same_and_a_name_may_be_left_out(tmp_path: Path) -> None:
     assert (model.model_name, model.batches) == ("llama", [3])
 
 
+def test_one_model_needs_no_list(tmp_path: Path) -> None:
+    assert read_config(written(tmp_path, ENTRY)) == read_config(written(tmp_path, [ENTRY]))
+
+
 def test_escapes_do_not_end_a_string() -> None:
     assert without_comments(r'"a\"# b" # c') == r'"a\"# b" '
 
