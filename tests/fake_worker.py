@@ -164,7 +164,9 @@ class FakeModel:
         if sample:
             slot.tokens.append(token)
             if slot.row.sampler.logprobs >= 0:
-                result.logprobs.append(_logprobs(row, token, slot.row.sampler.logprobs))
+                result.logprobs.append(
+                    _logprobs(row, token, slot.row.sampler.logprobs, self.script.vocab)
+                )
 
     def _sample(self, slot: _Slot, digest: int) -> int:
         row, sampler = slot.row, slot.row.sampler
@@ -190,7 +192,7 @@ class FakeModel:
                 start=start,
                 logprobs=[-float(token) for token in ids],
                 ranks=[1] * len(ids),
-                top_ids=[token + n for token in ids for n in range(count)],
+                top_ids=[(token + n) % self.script.vocab for token in ids for n in range(count)],
                 top_logprobs=[-float(token + n) for token in ids for n in range(count)],
             )
         )
@@ -205,13 +207,13 @@ def _digest(before: int, token: int) -> int:
     return hash((before, token)) & 0x7FFFFFFFFFFFFFFF
 
 
-def _logprobs(row: int, token: int, count: int) -> TokenLogprobs:
+def _logprobs(row: int, token: int, count: int, vocab: int) -> TokenLogprobs:
     """Return logprobs that can be told from the token: its own is -token / 1000."""
     return TokenLogprobs(
         row=row,
         logprob=-token / 1000,
         rank=1,
-        top_ids=[token + n for n in range(count)],
+        top_ids=[(token + n) % vocab for n in range(count)],
         top_logprobs=[-(token + n) / 1000 for n in range(count)],
     )
 

@@ -28,6 +28,7 @@ from mtactors.front.mailbox import Mailbox
 from mtactors.front.open_requests import OpenRequests
 from mtactors.front.recovery import Recovery, Restart, probe, quarantine_error
 from mtactors.front.request import RowUpdate
+from mtactors.front.results import check_ids
 from mtactors.front.scheduler import Scheduler
 from mtactors.front.stats import EngineObserver, EngineStats, StatsLog
 from mtactors.front.step_line import StepLine
@@ -360,10 +361,8 @@ class Engine:
 
     def _apply(self, result: StepResult) -> list[RowUpdate]:
         assert self._scheduler is not None
-        most = self.config.model.spec.sampleable_ids
         try:
-            if max(result.ids, default=-1) >= most:
-                raise WireError(f"step {result.seq} sampled an id that is not below {most}")
+            check_ids(result, self.config.model.spec.sampleable_ids)
             updates = self._scheduler.apply(result)
         except WireError as error:
             self._supervisor.condemn(f"worker rank 0 sent nonsense: {error}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from mtactors.errors import WireError
 from mtactors.front.request import Row
+from mtactors.front.results import check_logprobs
 from mtactors.wire.messages import (
     PROTOCOL_VERSION,
     BlockCopy,
@@ -108,7 +109,7 @@ class Step:
         """Verify that a result answers this step.
 
         Raises:
-            WireError: it is another step's, or its rows or ids do not fit.
+            WireError: it is another step's, or its rows, ids or logprobs do not fit.
         """
         awaited = f"step {self.seq} of epoch {self.epoch}"
         if (result.epoch, result.seq) != (self.epoch, self.seq):
@@ -122,7 +123,4 @@ class Step:
         unsampled = [index for index, token in enumerate(ids) if token < 0]
         if unsampled != self.silent:
             raise WireError(f"the result of {awaited} has ids where none belong, or lacks some")
-        if any(not 0 <= entry.row < count for entry in result.logprobs) or any(
-            not 0 <= piece.row < count for piece in result.prompt_logprobs
-        ):
-            raise WireError(f"the result of {awaited} has logprobs of a row that is not planned")
+        check_logprobs(result, self.rows)

@@ -41,6 +41,7 @@ _BLAME_SECONDS = 0.25
 _SHUTDOWN_SECONDS = 5.0
 _TERM_SECONDS = 2.0
 _KILL_SECONDS = 10.0
+_MOST_BLOCKS = 1 << 26  # 8 TiB at 128 KiB each; the front keeps a few words for every block
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +295,9 @@ class WorkerGroup:
             self._channel.unlink()
 
     def _take_ready(self, rank: int, ready: Ready) -> None:
+        if not 0 < ready.num_blocks <= _MOST_BLOCKS:
+            self.condemn(f"worker rank {rank} sent nonsense: a cache of {ready.num_blocks} blocks")
+            return
         self._ready[rank] = ready
         if len(self._ready) == self._world_size and not self._outcome.done():
             reports = tuple(self._ready[rank] for rank in range(self._world_size))

@@ -54,11 +54,19 @@ class Rows:
         max_len: tokens of a row, prompt and output together.
         num_blocks: blocks of the KV cache, to check what a plan names.
         max_tokens: tokens that one step may compute.
+        vocabulary: token ids are below it.
     """
 
     def __init__(
-        self, max_rows: int, max_len: int, block_size: int, num_blocks: int, max_tokens: int
+        self,
+        max_rows: int,
+        max_len: int,
+        block_size: int,
+        num_blocks: int,
+        max_tokens: int,
+        vocabulary: int = 1 << 31,
     ) -> None:
+        self.vocabulary = vocabulary
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.max_tokens = max_tokens
@@ -137,8 +145,13 @@ class Rows:
             0 < count < self.tokens.shape[1] and 0 < row.prompt_len <= count,
             f"starts a row of {count} tokens with a prompt of {row.prompt_len} in slot {slot}",
         )
+        tokens = self.tokens[slot, :count]
+        tokens[:] = row.tokens
+        self._require(
+            int(tokens.min()) >= 0 and int(tokens.max()) < self.vocabulary,
+            f"starts a row with ids that are not below {self.vocabulary} in slot {slot}",
+        )
         self.occupied[slot] = True
-        self.tokens[slot, :count] = row.tokens
         self.num_tokens[slot] = count
         self.prompt_len[slot] = row.prompt_len
         self.num_computed[slot] = row.num_computed
@@ -172,7 +185,9 @@ class Rows:
         room = self.blocks_held[chunks.slots] * self.block_size
         fits = (
             (chunks.starts >= 0)
+            & (chunks.starts < tokens)  # so that no sum overflows
             & (chunks.lengths > 0)
+            & (chunks.lengths <= tokens)
             & (ends <= np.minimum(tokens, room))
             & ((ends == tokens) | ~chunks.samples)
         )

@@ -149,6 +149,7 @@ def _make_runner(
         configure.block_size,
         cache.num_blocks,
         configure.max_num_batched_tokens,
+        decoder.spec.vocab_rows,
     )
     spec = decoder.spec
     sampler = Sampler(

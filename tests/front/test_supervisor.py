@@ -227,6 +227,13 @@ async def test_a_late_worker_is_named_with_its_last_phase(desk: Seat) -> None:
         await office.supervisor.start()
 
 
+@pytest.mark.parametrize("num_blocks", [0, -1, 2**40])
+async def test_a_cache_that_cannot_be_is_refused(desk: Seat, num_blocks: int) -> None:
+    office = desk(in_threads(Script(num_blocks=num_blocks)))
+    with pytest.raises(WorkerStartError, match=f"nonsense: a cache of {num_blocks} blocks"):
+        await office.supervisor.start()
+
+
 async def test_another_protocol_version_is_refused_with_both_named(desk: Seat) -> None:
     office = desk(in_threads(Script(version=PROTOCOL_VERSION + 6)))
     words = f"protocol version {PROTOCOL_VERSION + 6}, this front {PROTOCOL_VERSION}"
