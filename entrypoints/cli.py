@@ -15,6 +15,7 @@ import click
 
 import mtactors
 from mtactors.entrypoints.flags import CONTEXT_SETTINGS, run
+from mtactors.envs import keep_extensions_out
 
 _COMMANDS = {
     "chat": ("mtactors.entrypoints.chat:chat", "Chat with a model in the terminal."),
@@ -115,6 +116,7 @@ def _run_module(module: str, command: str, arguments: tuple[str, ...]) -> int:
 
 def main() -> None:
     """Run the command line."""
+    keep_extensions_out()
     run(cli)
 
 

@@ -11,21 +11,26 @@ import os
 #: the front. These are read once, when the OpenMP library loads.
 _NO_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
 
+#: Else `import torch` imports every installed device extension, wanted or not, and fails with it.
+#: A worker whose device needs one imports it by name.
+_NO_EXTENSIONS = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 
-def worker_environment(device: str, cpu_threads: int) -> dict[str, str]:
+
+def worker_environment(cpu_threads: int) -> dict[str, str]:
     """Return the environment of a worker process; what the user has set wins.
 
     Args:
-        device: resolved, as in `WorkerGroupConfig`.
         cpu_threads: 0 leaves the number of OpenMP threads to the worker.
     """
-    environment = {**_NO_SPINNING, **os.environ, "PYTHONUNBUFFERED": "1"}
-    if device == "cpu":
-        # torch would import every installed device extension, whether it is wanted or not.
-        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    environment = {**_NO_SPINNING, **os.environ, **_NO_EXTENSIONS, "PYTHONUNBUFFERED": "1"}
     if cpu_threads:
         environment["OMP_NUM_THREADS"] = str(cpu_threads)
     return environment
+
+
+def keep_extensions_out() -> None:
+    """Keep torch's device extensions out of this process and those that it becomes."""
+    os.environ.update(_NO_EXTENSIONS)
 
 
 def api_keys() -> tuple[str, ...]:

@@ -38,7 +38,6 @@ class WorkerSeat:
     epoch: int
     address: str
     parent_pipe: int
-    device: str
     cpu_threads: int
 
 
@@ -96,7 +95,7 @@ async def launch_process(seat: WorkerSeat, command: list[str] | None = None) -> 
     try:
         process = await asyncio.create_subprocess_exec(
             *(command or worker_command(seat)),
-            env=worker_environment(seat.device, seat.cpu_threads),
+            env=worker_environment(seat.cpu_threads),
             stdin=DEVNULL,
             stdout=output_end,
             stderr=output_end,

@@ -25,7 +25,7 @@ def seat() -> Iterator[WorkerSeat]:
     reader, writer = os.pipe()
     yield WorkerSeat(
         rank=1, world_size=2, epoch=3, address="ipc:///x", parent_pipe=reader,
-        device="cpu", cpu_threads=5,
+        cpu_threads=5,
     )  # fmt: skip
     os.close(reader)
     os.close(writer)

@@ -84,7 +84,7 @@ class HandFront:
     def command(self, rank: int = 0) -> list[str]:
         """Return the command line of a worker, as the supervisor writes it."""
         seat = WorkerSeat(
-            rank, self.world_size, self.epoch, self.channel.address, self.parent_pipe, "cpu", 1
+            rank, self.world_size, self.epoch, self.channel.address, self.parent_pipe, 1
         )
         return worker_command(seat)
 
@@ -95,7 +95,7 @@ class HandFront:
     def spawn_command(self, command: list[str]) -> subprocess.Popen[bytes]:
         """Start a process that inherits the pipe."""
         process = subprocess.Popen(
-            command, env=worker_environment("cpu", 1), pass_fds=(self.parent_pipe,)
+            command, env=worker_environment(1), pass_fds=(self.parent_pipe,)
         )
         self.processes.append(process)
         return process

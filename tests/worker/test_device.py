@@ -27,6 +27,17 @@ def test_the_cpu_is_always_there() -> None:
     assert memory.shared
     assert 0 < memory.free <= memory.total
     cpu.synchronize()
+    assert cpu.capability is None
+    assert cpu.stream == 0
+
+
+def test_moments_on_the_cpu_are_in_order() -> None:
+    cpu = device.open_device("cpu")
+    first = cpu.record()
+    assert cpu.peak_of(lambda: None) is None
+    last = cpu.record()
+    last.synchronize()
+    assert first.milliseconds_until(last) >= 0
 
 
 @pytest.mark.usefixtures("threads")
@@ -50,8 +61,14 @@ def test_seeding_repeats_torchs_numbers() -> None:
 def test_an_absent_device_says_why() -> None:
     if device.unavailable("musa") is None:
         pytest.skip("a MUSA device is here")
-    with pytest.raises(ConfigError, match=r"torch_musa cannot be imported.*--device cpu"):
+    with pytest.raises(ConfigError, match=r"torch_musa is not installed.*no card.*--device cpu"):
         device.open_device("musa")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for CUDA")
+def test_a_torch_without_cuda_says_so() -> None:
+    with pytest.raises(ConfigError, match="cuda is not available: this torch was built without it"):
+        device.open_device("cuda")
 
 
 def test_an_unknown_device_lists_the_known() -> None:
