@@ -28,6 +28,15 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_INDEX_SECONDS = 5
 BUILD_TOOLS = ("cmake", "nanobind", "ninja", "scikit-build-core")
+# What in the environment changes the native code.
+BUILD_VARIABLES = (
+    "CXX",
+    "CXXFLAGS",
+    "CMAKE_ARGS",
+    "MUSA_HOME",
+    "MUSA_PATH",
+    "MTACTORS_MUSA_ARCHS",
+)
 FIRST_START = """
 import click, httpx, hypothesis, mtactors.kernels, openai, prometheus_client, prompt_toolkit
 import pydantic, pytest, rich.progress, safetensors.torch, starlette.applications, torch.distributed
@@ -229,7 +238,7 @@ def install_tables(pyproject: str) -> str:
 def keys() -> dict[str, str]:
     """Return what the environment was made from: one key for packages, one for native code."""
     native = [ROOT / "CMakeLists.txt"]
-    for pattern in ("*.cpp", "*.cc", "*.h", "*.hpp", "*.inc", "*.cmake"):
+    for pattern in ("*.cpp", "*.h", "*.mu", "*.muh", "*.cmake"):
         native += sorted((ROOT / "kernels").rglob(pattern))
     tables = install_tables((ROOT / "pyproject.toml").read_text()).encode()
     return {
@@ -238,7 +247,7 @@ def keys() -> dict[str, str]:
         "packages": digest([tables, (ROOT / "constraints.txt").read_bytes()]),
         "native": digest(
             [os.fsencode(path.relative_to(ROOT)) + b"\0" + path.read_bytes() for path in native]
-            + [os.environ.get(name, "").encode() for name in ("CXX", "CXXFLAGS", "CMAKE_ARGS")]
+            + [os.environ.get(name, "").encode() for name in BUILD_VARIABLES]
         ),
     }
 
@@ -278,6 +287,12 @@ def keep_source_tree_off_path() -> None:
         pth.write_text("\n".join([*lines, ""]))
 
 
+def say_what_was_built() -> None:
+    """Print whether there are kernels for MUSA, and why not."""
+    for report in VENV.glob("lib/python*/site-packages/mtactors/kernels/musa-build.txt"):
+        say(f"MUSA kernels {report.read_text().strip()}")
+
+
 def install() -> None:
     """Bring .venv to the state that the tree asks for.
 
@@ -306,6 +321,7 @@ def install() -> None:
         say("first start, to compile Python files")
         first_start()
     keep_source_tree_off_path()
+    say_what_was_built()
     STAMP.write_text(json.dumps(want))
     say(f"done in {time.monotonic() - began:.0f} s, torch {installed_torch()}")
 

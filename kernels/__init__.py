@@ -1,7 +1,7 @@
 """The table of operations: one typed function per operation, and `load` to pick who does them.
 
 `Operations` states the formula, shapes, dtypes and rounding of each operation; every
-implementation (`reference` in plain torch, `cpu` in C++, `musa`) is a module or object with
+implementation (`reference` in plain torch, `native` in C++, `device` for MUSA) has an object with
 these functions. `x`, `q`, ... have the model dtype (float32, bfloat16 or float16) unless said
 otherwise, `->` results too; arithmetic is float32 and rounded once per operation, fused or not.
 Knows nothing of models, plans or processes.
@@ -225,24 +225,36 @@ def load(device: str, name: str = "auto") -> Operations:
     Args:
         device: "cpu", "musa" or "cuda".
         name: "auto" for the best there is, "cpu" for the kernels in C++ (MTACTORS_CPU_ISA forces
-            one of their builds), or "reference".
+            one of their builds), "musa" for the MUSA kernels, "emulated-musa" for the same
+            sources built for the CPU (to test them, slow), the path of a library of device
+            kernels, or "reference" for plain torch. ",-sample" and the like behind a name of
+            device kernels leave single operations to plain torch.
 
     Raises:
-        ConfigError: no implementation of that name, or no such build for this CPU.
+        ConfigError: no implementation of that name, no such build for this CPU, or a library
+            that cannot be used.
     """
     from mtactors.errors import ConfigError
 
-    if name == "cpu" or (name == "auto" and device == "cpu"):
+    base, *rest = name.split(",")
+    if base in ("musa", "emulated-musa") or (base == "auto" and device == "musa") or "/" in base:
+        from mtactors.kernels import device as devices
+
+        return devices.load(device, base, devices.read_off(rest))
+    if rest:
+        raise ConfigError("kernels", f"{name!r}: only MUSA's kernels leave operations to torch")
+    if base == "cpu" or (base == "auto" and device == "cpu"):
         if device != "cpu":
             raise ConfigError("kernels", f"'cpu' does not run on the device {device!r}")
         from mtactors.kernels import native
 
         return native.load()
-    if name in ("auto", "reference"):
+    if base in ("auto", "reference"):
         from mtactors.kernels import reference
 
         return reference.OPERATIONS
-    raise ConfigError("kernels", f"no implementation {name!r}; there are: auto, cpu, reference")
+    known = "auto, cpu, musa, emulated-musa, reference, a library's path"
+    raise ConfigError("kernels", f"no implementation {base!r}; there are: {known}")
 
 
 def info() -> BuildInfo:

@@ -16,8 +16,14 @@ from mtactors.kernels import LinearWeight, SamplingBatch, _native
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Element types as kernels/abi.h numbers them.
-CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+class _Codes(dict[torch.dtype, int]):
+    def __missing__(self, dtype: torch.dtype) -> int:
+        raise ValueError(f"{dtype} is none of {', '.join(map(str, self))}")
+
+
+#: Element types as kernels/abi.h numbers them; ValueError for another.
+CODES = _Codes({torch.float32: 0, torch.bfloat16: 1, torch.float16: 2})
 
 
 def packed_matrix(weight: LinearWeight) -> _native.PackedMatrix:

@@ -8,7 +8,8 @@ kernels run in: `native.CpuOperations` and `device.DeviceOperations` do.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 
 #: Element types by their numbers in kernels/abi.h.
 DTYPES = {code: dtype for dtype, code in CODES.items()}
+
+
+def shapes(tensors: Sequence[Tensor]) -> str:
+    """Return shapes and dtypes for a message."""
+    return ", ".join(
+        f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors
+    )
 
 
 class CheckedOperations(ABC):
@@ -54,11 +62,10 @@ class CheckedOperations(ABC):
     def _workspace(self, device: torch.device, stream: int, num_bytes: int) -> tuple[int, int]:
         """Return address and bytes of scratch, of `num_bytes` or more."""
 
-    def _failed(self, operation: str, code: int, *tensors: Tensor) -> None:
+    def _failed(self, operation: str, code: int, *tensors: Tensor) -> NoReturn:
         """Raise for a code other than 0."""
-        shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors)
         text = self.backend.error(code)
-        raise RuntimeError(f"{operation} of {shapes} failed: {text} (code {code})")
+        raise RuntimeError(f"{operation} of {shapes(tensors)} failed: {text} (code {code})")
 
     def embedding(self, ids: Tensor, weight: LinearWeight, first_row: int = 0) -> Tensor:
         """Gather rows of the packed matrix."""

@@ -109,7 +109,13 @@ class EngineArgs:
         "Threads per worker on cpu; 0: physical cores divided by the workers.",
         group="device",
     )
-    kernels: str = _arg("auto", "Kernel implementation: auto or reference.", group="device")
+    kernels: str = _arg(
+        "auto",
+        "Kernel implementation: auto, cpu, musa, emulated-musa (the MUSA sources on cpu, to test "
+        "them), the path of a library of them, or reference (plain torch). Behind those of MUSA, "
+        "',-sample' leaves an operation to plain torch.",
+        group="device",
+    )
     block_size: int = _arg(64, "Tokens per KV cache block.", group="cache")
     gpu_memory_utilization: float = _arg(
         0.9,
