@@ -25,6 +25,10 @@ _COMMANDS = {
         "mtactors.entrypoints.restart_workers:restart_workers",
         "Replace the workers of a running server.",
     ),
+    "replay": (
+        "mtactors.entrypoints.replay:replay_command",
+        "Compute a journal again and compare.",
+    ),
     "generate": ("mtactors.entrypoints.generate:generate", "Complete prompts and exit."),
     "pull": ("mtactors.entrypoints.cli:pull", "Fetch a model into the cache."),
     "convert": ("mtactors.entrypoints.cli:convert", "Convert a checkpoint for serving."),
