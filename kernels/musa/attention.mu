@@ -14,18 +14,11 @@
  * those of a row in rising order; a row with one partition is done without.
  */
 #include "attention.muh"
+#include "attention_plan.muh"
 
 namespace mt {
 namespace attention {
 
-/* Blocks that keep a device busy: some 64 multiprocessors, several blocks each, a few rounds. */
-constexpr int kBusyBlocks = 1024;
-/* Splitting decode rows at least so far keeps one long sequence among short ones from being
- * waited for. */
-constexpr int kLeastSplits = 8;
-/* Partial results beyond this are computed in rounds of some sequences. */
-constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
-constexpr int64_t kMostItems = 32768;
 constexpr int kReduceThreads = 128;
 
 /* What a launch is told: everything by value, the same for all its blocks. */
@@ -89,20 +82,17 @@ __device__ __forceinline__ void place(const mt_attention& op, int sequence, Item
   item.partial_token = item.first_token;
 }
 
-/* The item of one query: its place, or false where the other kernel has it. */
+/* The item of one query; false where there is none, or the other kernel has it. */
 __device__ __forceinline__ bool find_single(const Task& task, int index, Item& item) {
   const mt_attention& op = task.op;
   const int number = task.first + index;
   const int sequence = task.by_token ? sequence_of(op, number) : number;
   place(op, sequence, item);
-  if (task.by_token) {
-    item.first_position += number - item.first_token;
-    item.first_token = number;
-  } else if (op.query_start[sequence + 1] - item.first_token != 1) {
-    return false;
-  }
   item.partial_token = index;
-  return true;
+  if (!task.by_token) return op.query_start[sequence + 1] - item.first_token == 1;
+  item.first_position += number - item.first_token;
+  item.first_token = number;
+  return number < op.query_start[sequence + 1];
 }
 
 /* This block's rows; false if it has none. */
@@ -128,6 +118,24 @@ __device__ __forceinline__ bool find_item(const Task& task, Item& item) {
   item.rows = smaller(S::kRows, queries * item.group - item.row);
   return queries > 1 && item.rows > 0;
 }
+
+/* M, L of a row, to which partitions are added in rising order. */
+struct Total {
+  float top = kNothing, sum = 0.0f;
+  /* What the factors of the row's O and of the partition's o are. */
+  float old_factor = 0.0f, new_factor = 0.0f;
+
+  __device__ __forceinline__ void add(float part_top, float part_sum) {
+    const float next = larger(top, part_top);
+    old_factor = mt_exp(top - next);
+    new_factor = mt_exp(part_top - next);
+    sum = fmaf(sum, old_factor, part_sum * new_factor);
+    top = next;
+  }
+  __device__ __forceinline__ float mix(float old_value, float part_value) const {
+    return fmaf(old_value, old_factor, part_value * new_factor);
+  }
+};
 
 /* Partitions of which a query at `position` sees something. */
 struct Parts {
@@ -239,7 +247,8 @@ __global__ void __launch_bounds__(kReduceThreads) reduce(Task task, int few) {
     if (!find_single(task, number, item)) return;
   } else {
     place(op, sequence_of(op, number), item);
-    if (op.query_start[item.sequence + 1] - item.first_token == 1) return;
+    const int end = op.query_start[item.sequence + 1];
+    if (end - item.first_token == 1 || number >= end) return;
     item.first_position += number - item.first_token;
     item.first_token = number;
   }
@@ -262,60 +271,6 @@ __global__ void __launch_bounds__(kReduceThreads) reduce(Task task, int few) {
   const float scale = 1.0f / total.sum;
   MT_UNROLL
   for (int e = 0; e < 4; ++e) to[e] = from_float<T>(out[e] * scale);
-}
-
-/* How a call is divided, by what the host knows of it. */
-struct Plan {
-  int parts;      /* that one row may see, at most */
-  int64_t bytes;  /* of the partial results of one token */
-  bool by_token;  /* no more tokens than sequences: every token as a decode row */
-  int64_t few;    /* items of the first way, for each kv head; 0: none */
-  int few_splits;
-  int64_t round;  /* items at once */
-  int64_t tiles;  /* of the second way, for each kv head; 0: none */
-  int many_splits;
-  int64_t rows;   /* of partial results at once: tokens or items */
-};
-
-inline int splits_of(int64_t blocks, int parts, int least) {
-  const int64_t wanted = ceil_div<int64_t>(kBusyBlocks, blocks);
-  return static_cast<int>(smaller<int64_t>(parts, larger<int64_t>(least, wanted)));
-}
-
-template <typename T, int kDim>
-Plan plan_of(const mt_attention& op) {
-  using Few = Shape<T, kDim, true>;
-  using Many = Shape<T, kDim, false>;
-  const int64_t group = op.q_heads / op.kv_heads;
-  const int64_t keys = op.block_tables_stride * op.block_size;
-  Plan plan = {};
-  plan.parts = static_cast<int>(ceil_div<int64_t>(larger<int64_t>(keys, 1), kPartition));
-  if (op.window > 0) {
-    /* w keys lie in at most so many partitions, wherever they begin. */
-    const int64_t seen = (int64_t{op.window} + kPartition - 2) / kPartition + 1;
-    plan.parts = static_cast<int>(smaller<int64_t>(plan.parts, seen));
-  }
-  plan.bytes = int64_t{op.q_heads} * plan.parts * (op.head_dim + 2) * 4;
-  plan.by_token = op.tokens <= op.sequences;
-  /* The only sequence of several tokens has no single query. */
-  if (plan.by_token || op.sequences > 1) plan.few = smaller(op.tokens, op.sequences);
-  const int64_t at_once = larger<int64_t>(kWorkspaceBytes / plan.bytes, 1);
-  plan.round = smaller(kMostItems, plan.few);
-  plan.few_splits = plan.many_splits = 1;
-  if (plan.parts > 1 && plan.few > 0) {
-    plan.round = smaller(plan.round, at_once);
-    const int64_t blocks = plan.few * op.kv_heads * ceil_div<int64_t>(group, Few::kRows);
-    plan.few_splits = splits_of(blocks, plan.parts, kLeastSplits);
-    plan.rows = plan.round;
-  }
-  if (plan.by_token) return plan;
-  plan.tiles = int64_t{op.tokens} * group / Many::kRows + op.sequences;
-  const int64_t blocks = plan.tiles * op.kv_heads;
-  if (plan.parts > 1 && blocks < kBusyBlocks / 2 && op.tokens <= at_once) {
-    plan.many_splits = splits_of(blocks, plan.parts, 1);
-    plan.rows = larger<int64_t>(plan.rows, op.tokens);
-  }
-  return plan;
 }
 
 /* Queues one way's kernels; `task` has its items and splits. */
