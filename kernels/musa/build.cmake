@@ -101,9 +101,14 @@ if(MTACTORS_EMULATED_MUSA)
   file(GLOB emulator CONFIGURE_DEPENDS ${MUSA_DIRECTORY}/emulator/*.cpp)
   set_source_files_properties(${MUSA_SOURCES} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
   add_library(mtactors_emulated_musa SHARED ${MUSA_SOURCES} ${emulator})
-  # -O2: what -O3 adds is time in the compiler.
-  target_compile_options(mtactors_emulated_musa PRIVATE ${COMMON_FLAGS} -O2
+  # -O2: what -O3 adds is time in the compiler. Kernels read elements of any type in words of 16
+  # bytes, and fibres return to other stacks than a shadow stack would allow.
+  target_compile_options(mtactors_emulated_musa PRIVATE ${COMMON_FLAGS} -O2 -fno-strict-aliasing
                                                         "SHELL:-iquote ${MUSA_DIRECTORY}")
+  check_cxx_compiler_flag(-fcf-protection=none MT_COMPILER_HAS_CF_PROTECTION)
+  if(MT_COMPILER_HAS_CF_PROTECTION)
+    target_compile_options(mtactors_emulated_musa PRIVATE -fcf-protection=none)
+  endif()
   target_include_directories(mtactors_emulated_musa PRIVATE ${MUSA_DIRECTORY}/emulator)
   target_link_libraries(mtactors_emulated_musa PRIVATE Threads::Threads)
   install(TARGETS mtactors_emulated_musa LIBRARY DESTINATION mtactors/kernels)
