@@ -186,8 +186,8 @@ class DeviceOperations(CheckedOperations):
         )
 
     def _switched_off(self, operation: str) -> str:
-        kind = self.backend.kind
-        base = _NAMES[kind] if _NAMES[kind] in _FILES else self.path
+        installed = {str(installed_library(name)): name for name in _FILES}
+        base = installed.get(self.path, self.path)
         off = [name for name in OPERATIONS if name in {*self.reference, operation}]
         return ",".join([base, *(f"-{name}" for name in off)])
 

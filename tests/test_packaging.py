@@ -19,6 +19,7 @@ import mtactors
 from tests.source_tree import PACKAGES, ROOT
 
 NATIVE = "mtactors.kernels._native"
+NATIVE_SOURCES = (".cpp", ".h", ".mu", ".muh", ".cmake")
 
 
 def _requirements() -> list[Requirement]:
@@ -146,5 +147,5 @@ def test_a_wheel_holds_all_packages_and_no_sources_of_the_kernels(tmp_path: Path
             inner = f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"
             assert inner in names
     assert "mtactors/py.typed" in names
-    assert not [name for name in names if name.endswith((".cpp", ".h", ".mu"))]
+    assert not [name for name in names if name.endswith(NATIVE_SOURCES)]
     assert not [name for name in names if name.startswith(("tests/", "kernels/", "entrypoints/"))]
