@@ -53,12 +53,12 @@ class Report:
         """Return everything for people."""
         head = ["tokens per second", *self._names, "x best peer", "limit", "of limit"]
         rows = [head, *(self._row(line) for line in self._lines)]
-        parts = [_aligned(rows)]
+        parts = [aligned(rows)]
         if self._found.starts:
             rows = [["lower is better", *self._names, "x best peer"]]
             rows.append(self._lower("start to first token, s", self._found.starts, 1.0))
             rows.append(self._lower("peak memory, MB", self._found.peaks, 1e6))
-            parts.append(_aligned(rows))
+            parts.append(aligned(rows))
         if self.machine is not None:
             parts.append(
                 f"the machine: {self.machine.bytes_per_second / 1e9:.1f} GB/s, "
@@ -197,7 +197,8 @@ def _median_and_spread(runs: Sequence[float], unit: float) -> str:
     return f"{middle:.{digits}f} +-{(max(runs) - min(runs)) / unit / 2 / middle:.0%}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a table for people; the first row is its head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -98,7 +98,7 @@ class PeerProcess:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
-                    env=_environment() | peer.environment,
+                    env=own_environment() | peer.environment,
                     cwd=self._directory.name,
                     preexec_fn=settle,
                 )
@@ -126,17 +126,11 @@ class PeerProcess:
 
     def freeze(self) -> None:
         """Stop every process of the engine until `thaw`; return when they have stopped."""
-        processes = self.processes()
-        for process in processes:
-            _signal(process, signal.SIGSTOP)
-        deadline = time.monotonic() + _FREEZE_SECONDS
-        while any(map(_is_awake, processes)) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        freeze(self.processes())
 
     def thaw(self) -> None:
         """Let the engine go on."""
-        for process in reversed(self.processes()):
-            _signal(process, signal.SIGCONT)
+        thaw(self.processes())
 
     def processes(self) -> list[psutil.Process]:
         """Return every process of the engine, the adapter first."""
@@ -164,8 +158,7 @@ class PeerProcess:
                 self.ask("stop")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_SECONDS)
-        for process in left:
-            _signal(process, signal.SIGKILL)
+        end(left)
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
@@ -226,7 +219,28 @@ class MemoryWatch:
                 return
 
 
-def _environment() -> dict[str, str]:
+def freeze(processes: Sequence[psutil.Process]) -> None:
+    """Stop processes until `thaw`; return when they have stopped."""
+    for process in processes:
+        _signal(process, signal.SIGSTOP)
+    deadline = time.monotonic() + _FREEZE_SECONDS
+    while any(map(_is_awake, processes)) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def thaw(processes: Sequence[psutil.Process]) -> None:
+    """Let processes go on, the last first."""
+    for process in reversed(processes):
+        _signal(process, signal.SIGCONT)
+
+
+def end(processes: Sequence[psutil.Process]) -> None:
+    """Kill processes."""
+    for process in processes:
+        _signal(process, signal.SIGKILL)
+
+
+def own_environment() -> dict[str, str]:
     """Return this process's variables without those that would mix the environments."""
     return {name: value for name, value in os.environ.items() if name not in _OF_THIS_PYTHON}
 
