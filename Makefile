@@ -55,7 +55,7 @@ unit: install  ## the tests alone (T=tests/front/test_scheduler.py, JOBS=2)
 test-pythons: install  ## the tests that need no torch, on every other Python found
 	@$(BIN)/python .ci/test_pythons.py $(if $(filter tests,$(T)),,$(T))
 
-chaos: install  ## kill workers under 16 streams, again and again (minutes; ARGS="--runs 5")
+chaos: install  ## killed workers, forged frames, hostile clients, leaks (half an hour; ARGS=--quick)
 	@$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 bench-smoke: install  ## has anything become slower? (UPDATE=1 writes new baselines)

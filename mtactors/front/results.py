@@ -21,7 +21,8 @@ def check_ids(result: StepResult, vocabulary: int) -> None:
     """
     if max(result.ids, default=-1) >= vocabulary:
         raise WireError(f"step {result.seq} sampled an id that is not below {vocabulary}")
-    for entry in (*result.logprobs, *result.prompt_logprobs):
+    entries: list[TokenLogprobs | PromptLogprobs] = [*result.logprobs, *result.prompt_logprobs]
+    for entry in entries:
         ids = entry.top_ids
         if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
             raise WireError(

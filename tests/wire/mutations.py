@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # it ships no types
 
 _NUMBERS = (-1, 0, 1, 2, 7, 255, 319, 320, 400, 1 << 15, (1 << 31) - 1, -(1 << 31), (1 << 63) - 1)
 

@@ -26,21 +26,25 @@ import sys
 import mtactors
 sys.path.append(sys.argv[1])
 from tests.entrypoints.openai.server_process import serve
-serve(sys.argv[2], sys.argv[3])
+serve(*sys.argv[2:])
 """
 
 
-def command(script: dict[str, Any], options: dict[str, Any]) -> list[str]:
+def command(
+    script: dict[str, Any], options: dict[str, Any], config: dict[str, Any] | None = None
+) -> list[str]:
     """Return the command line of a server.
 
     Args:
         script: fields of the workers' `Script`.
         options: fields of `ServerOptions`.
+        config: arguments of `small_config`; default: no worker is replaced.
     """
-    return [sys.executable, "-c", _START, str(ROOT), json.dumps(script), json.dumps(options)]
+    given = (script, options, config or {"workers": {"max_restarts": 0}})
+    return [sys.executable, "-c", _START, str(ROOT), *map(json.dumps, given)]
 
 
-def serve(script_text: str, options_text: str) -> None:
+def serve(script_text: str, options_text: str, config_text: str) -> None:
     """Serve until a signal."""
     logging.basicConfig(level=logging.INFO)
     values = json.loads(script_text)
@@ -49,12 +53,17 @@ def serve(script_text: str, options_text: str) -> None:
     print(f"listening on {listener.getsockname()[1]}", file=sys.stderr, flush=True)
 
     async def launch(on_phase: PhaseCallback) -> Engine:
-        config = small_config(workers={"max_restarts": 0})
+        config = small_config(**json.loads(config_text))
         launcher = in_processes(Script(**values))
         supervisor = Supervisor(config, on_phase=on_phase, launcher=launcher)
         engine = Engine(config, chat_tokenizer(), supervisor=supervisor)
         await engine.start()
         return engine
 
+    def tell(phase: str, seconds: float) -> None:
+        if phase == "serving":
+            port = listener.getsockname()[1]
+            print(f"serving http://127.0.0.1:{port}/v1", file=sys.stderr, flush=True)
+
     options = ServerOptions(**{"served_names": ("fake",), **json.loads(options_text)})
-    run_server(listener, options, launch)
+    run_server(listener, options, launch, tell)

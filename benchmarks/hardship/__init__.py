@@ -1,0 +1,1 @@
+"""The parts of benchmarks/chaos.py: what a server is put through, and what must be left of it."""
