@@ -80,7 +80,9 @@ def read_tools(body: ToolFields) -> ToolRequest:
         twice = next(name for name in names if names.count(name) > 1)
         raise RequestError(f"two tools are called {twice!r}", "tools")
     choice, allowed = _choice(body.tool_choice, tools)
-    return ToolRequest(tools, choice, allowed, body.parallel_tool_calls is not False)
+    # Who names a function wants that call, once; clients read the first and drop the rest.
+    named = isinstance(body.tool_choice, dict)
+    return ToolRequest(tools, choice, allowed, body.parallel_tool_calls is not False and not named)
 
 
 def _tool(tool: object, place: str) -> Tool:

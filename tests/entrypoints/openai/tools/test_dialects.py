@@ -128,11 +128,11 @@ def test_required_calls_are_read_back(parser: str, parallel: bool) -> None:
     assert set(names) == {"measure", "leave"}
 
 
-def test_a_named_call_is_that_call() -> None:
+def test_a_named_call_is_that_call_and_no_other() -> None:
     named = {"type": "function", "function": {"name": "leave"}}
-    made = plan(style(), tools=TOOLS, tool_choice=named, parallel_tool_calls=False)
+    made = plan(style(), tools=TOOLS, tool_choice=named)
     assert made.reader is not None
-    for seed in range(4):
+    for seed in range(12):
         (call,) = read(made.reader(), written_at_random(made, seed) or "").calls
         assert (call.name, call.arguments) == ("leave", "{}")
 
