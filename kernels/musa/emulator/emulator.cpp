@@ -1,9 +1,9 @@
 // The scheduler of emulated launches: blocks one by one, their threads as fibres.
 //
-// A thread runs until it waits or ends; when none can run, whole hardware warps at one shuffle go
-// on, else the whole block at one barrier; anything else is the launch's failure. Threads between
-// two barriers therefore run one after another in a chosen order, which shows a missing barrier as
-// a wrong or poisoned value, but no races of single accesses.
+// A thread runs until it waits or ends, a hardware warp until not all of it waits at one shuffle,
+// then the next; when all wait, the block goes on if it is whole at one barrier, and anything else
+// is the launch's failure. Between two barriers warps thus run one after another, in a chosen
+// order: a missing barrier shows as a wrong or poisoned value. Single accesses do not race.
 
 #include "emulator.h"
 
@@ -52,7 +52,7 @@ struct Machine {
   bool failed = false;
   Context scheduler;
   std::deque<Thread> threads;  // a deque does not move what it holds
-  std::vector<int> order;
+  std::vector<int> warps, lanes;  // in the order in which they run
   SharedMemory shared;
 };
 
@@ -76,11 +76,10 @@ void shuffle_order(std::vector<int>& order, Machine& m) {
   }
 }
 
-std::vector<int> ordered(int count, Machine& m) {
-  std::vector<int> order(static_cast<size_t>(count));
-  for (int i = 0; i < count; ++i) order[static_cast<size_t>(i)] = i;
-  if (status().seed != 0) shuffle_order(order, m);
-  return order;
+std::vector<int> rising(int count) {
+  std::vector<int> numbers(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) numbers[static_cast<size_t>(i)] = i;
+  return numbers;
 }
 
 __attribute__((format(printf, 2, 3))) void fail(Machine& m, const char* format, ...) {
@@ -169,17 +168,16 @@ void exchange(Machine& m, int begin, int end) {
   }
 }
 
-// Lets waiting threads go on. False when the block has ended or failed.
-bool release(Machine& m) {
-  bool progress = false;
-  for (int begin = 0; begin < m.count; begin += m.warp) {
-    const int end = begin + m.warp;
-    if (m.threads[static_cast<size_t>(begin)].state != State::kShuffle) continue;
-    if (first_apart(m, begin, end) >= 0) continue;
-    exchange(m, begin, end);
-    progress = true;
-  }
-  if (m.failed || progress) return !m.failed;
+// Lets a warp go on that is whole at one shuffle.
+bool release_warp(Machine& m, int begin) {
+  if (m.threads[static_cast<size_t>(begin)].state != State::kShuffle) return false;
+  if (first_apart(m, begin, begin + m.warp) >= 0) return false;
+  exchange(m, begin, begin + m.warp);
+  return !m.failed;
+}
+
+// Lets a block go on that is whole at one barrier. False when it has ended or failed.
+bool release_block(Machine& m) {
   const int apart = first_apart(m, 0, m.count);
   const State state = m.threads[0].state;
   if (apart < 0 && state == State::kDone) return false;
@@ -202,21 +200,37 @@ bool release(Machine& m) {
   return false;
 }
 
+// Runs a thread until it waits or ends.
+void resume(Machine& m, int index) {
+  Thread& thread = m.threads[static_cast<size_t>(index)];
+  if (thread.state != State::kReady) return;
+  m.current = index;
+  threadIdx = dim3(static_cast<unsigned>(index), 0, 0);
+  switch_context(m.scheduler, thread.fibre.context);
+  m.current = -1;
+}
+
+// Runs a warp until it waits for others.
+void run_warp(Machine& m, int begin) {
+  do {
+    if (status().seed != 0) shuffle_order(m.lanes, m);
+    for (const int lane : m.lanes) {
+      resume(m, begin + lane);
+      if (m.failed) return;
+    }
+  } while (release_warp(m, begin));
+}
+
 void run_block(Machine& m) {
   m.shared.poison();
   for (int i = 0; i < m.count; ++i) m.threads[static_cast<size_t>(i)].state = State::kReady;
   do {
-    if (status().seed != 0) shuffle_order(m.order, m);
-    for (const int index : m.order) {
-      Thread& thread = m.threads[static_cast<size_t>(index)];
-      if (thread.state != State::kReady) continue;
-      m.current = index;
-      threadIdx = dim3(static_cast<unsigned>(index), 0, 0);
-      switch_context(m.scheduler, thread.fibre.context);
-      m.current = -1;
+    if (status().seed != 0) shuffle_order(m.warps, m);
+    for (const int warp : m.warps) {
+      run_warp(m, warp * m.warp);
       if (m.failed) return;
     }
-  } while (release(m));
+  } while (release_block(m));
   if (!m.failed && !m.shared.intact()) fail(m, "a thread wrote past the end of a shared array");
 }
 
@@ -242,8 +256,8 @@ bool prepare(Machine& m, const unsigned* grid, const unsigned* block, size_t sha
     m.threads.back().fibre.prepare(thread_main);
   }
   m.count = static_cast<int>(block[0]);
-  m.order.resize(block[0]);
-  for (int i = 0; i < m.count; ++i) m.order[static_cast<size_t>(i)] = i;
+  m.warps = rising(m.count / m.warp);
+  m.lanes = rising(m.warp);
   m.shared.reset(shared_bytes);
   blockDim = dim3(block[0], 1, 1);
   gridDim = dim3(grid[0], grid[1], grid[2]);
@@ -309,7 +323,9 @@ void run(const char* name, void (*body)(void*), void* argument, const unsigned* 
   if (!prepare(m, grid, block, shared_bytes)) return;
   const SignalGuard guard(status().guard);
   const int64_t plane = static_cast<int64_t>(grid[0]) * grid[1];
-  for (const int index : ordered(static_cast<int>(plane * grid[2]), m)) {
+  std::vector<int> blocks = rising(static_cast<int>(plane * grid[2]));
+  if (status().seed != 0) shuffle_order(blocks, m);
+  for (const int index : blocks) {
     const unsigned within = static_cast<unsigned>(index % plane);
     blockIdx = dim3(within % grid[0], within / grid[0], static_cast<unsigned>(index / plane));
     run_block(m);

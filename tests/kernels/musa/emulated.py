@@ -6,12 +6,14 @@ Knows no operation. kernels/musa/emulator/control.h documents the controls.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -89,14 +91,12 @@ class Emulator:
 
         The memory stays until the process ends: tests are small.
         """
-        count = 1
-        for size in shape:
-            count *= size
+        count = math.prod(shape)
         num_bytes = count * dtype.itemsize
         address = self.library.mt_emulator_allocate(num_bytes, dtype.itemsize)
         assert address is not None
         if not count:
-            return torch.empty(*shape, dtype=dtype)
+            return torch.zeros(*shape, dtype=dtype)
         memory = (ctypes.c_char * num_bytes).from_address(address)
         return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
@@ -105,3 +105,17 @@ class Emulator:
         copy = self.empty(tensor.shape, tensor.dtype)
         copy.copy_(tensor)
         return copy
+
+    @contextmanager
+    def results_guarded(self) -> Iterator[None]:
+        """Let what torch makes empty in the block be such memory."""
+
+        def empty(*shape: int | Sequence[int], dtype: torch.dtype, **_: object) -> Tensor:
+            sizes = [one for part in shape for one in ([part] if isinstance(part, int) else part)]
+            return self.empty(sizes, dtype)
+
+        def empty_like(tensor: Tensor) -> Tensor:
+            return self.empty(tensor.shape, tensor.dtype)
+
+        with patch.object(torch, "empty", empty), patch.object(torch, "empty_like", empty_like):
+            yield

@@ -7,9 +7,8 @@ every batch, at every alignment, and no access outside of the tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -192,10 +191,10 @@ def everything(ops: DeviceOperations, put: Callable[[Tensor], Tensor]) -> list[T
             k = put(rand(5, 1, head_dim, seed=1, dtype=dtype))
             turns, scale = put(rand(50, rotary)), put(rand(5, seed=3))
             ops.rope(q, k, rows, turns, "half" if pairing == "half" else "interleaved", scale)
-            cache = [put(rand(4, 16, 1, head_dim, seed=seed, dtype=dtype)) for seed in (4, 5)]
-            ops.kv_write(k, k, *cache, slots)
-            ops.copy_blocks(cache, copies)
-            results += [q, k, *cache]
+            keys, values = (put(rand(4, 16, 1, head_dim, seed=s, dtype=dtype)) for s in (4, 5))
+            ops.kv_write(k, k, keys, values, slots)
+            ops.copy_blocks([keys, values], copies)
+            results += [q, k, keys, values]
     return results
 
 
@@ -210,26 +209,10 @@ def test_every_order_and_warp_gives_the_same_bits(
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-@contextmanager
-def results_guarded(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> Iterator[None]:
-    """Let operations make their results between pages that may not be touched."""
-
-    def empty(*shape: Any, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
-        sizes = shape if isinstance(shape[0], int) else shape[0]
-        return emulator.empty(sizes, dtype)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", empty)
-        patch.setattr(torch, "empty_like", lambda one: emulator.empty(one.shape, one.dtype))
-        yield
-
-
-def test_nothing_is_touched_outside_of_tensors(
-    ops: DeviceOperations, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_touched_outside_of_tensors(ops: DeviceOperations, emulator: Emulator) -> None:
     expected = everything(ops, lambda tensor: tensor)
     before = emulator.launches
-    with results_guarded(monkeypatch, emulator), emulator.running(guard=True):
+    with emulator.results_guarded(), emulator.running(guard=True):
         actual = everything(ops, emulator.guarded)
     assert emulator.launches > before
     # Results were NaN before, so each element was written.
