@@ -216,12 +216,25 @@ def test_window_edges(ops: DeviceOperations, window: int) -> None:
 
 
 def test_slots_that_no_query_sees_are_not_read(ops: DeviceOperations, emulator: Emulator) -> None:
-    """Blocks below the window and behind the end lie where there is no memory."""
-    case = make_case((6, 2, 80, 16), torch.float16, (1, 5, 33, 1), (400, 65, 310, 16))
-    case = replace(case, window=48)
-    tables = case.batch.block_tables.clone()
-    for row, (length, count) in enumerate(zip((400, 65, 310, 16), (1, 5, 33, 1), strict=True)):
-        tables[row, : max(0, length - count - 47) // 16] = 2**24
+    """Blocks below the window and behind the end lie where there is no memory.
+
+    The lowest key of the first is the first of a block in the middle of a tile, and the last key
+    of the last, which has no room for a whole tile of dimensions, is the last of the caches.
+    """
+    lengths, queries = (420, 65, 310, 16), (1, 5, 33, 1)
+    case = make_case((6, 2, 80, 16), torch.float16, queries, lengths)
+    blocks = len(case.k_cache)
+    shift = blocks - 1 - int(case.batch.block_tables[3, 0])
+    tables = (case.batch.block_tables + shift) % blocks
+    case = replace(
+        case,
+        k_cache=case.k_cache.roll(shift, 0),
+        v_cache=case.v_cache.roll(shift, 0),
+        batch=replace(case.batch, block_tables=tables.clone()),
+        window=52,
+    )
+    for row, (length, count) in enumerate(zip(lengths, queries, strict=True)):
+        tables[row, : max(0, length - count - 51) // 16] = 2**24
         tables[row, -(-length // 16) :] = 2**24
     hidden = replace(
         case,
