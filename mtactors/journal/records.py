@@ -24,7 +24,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from mtactors.errors import JournalError
+from mtactors.errors import JournalError, WireError
+from mtactors.wire.codec import decode_for_worker, encode
 from mtactors.wire.messages import Configure
 
 MAGIC = b"mtactors journal 1\n"
@@ -86,9 +87,16 @@ class GroupFacts:
             ValueError: it is none of this version.
         """
         values = _fields(cls, json.loads(payload))
-        values["configure"] = Configure(**_fields(Configure, values["configure"]))
         for name in ("kernels", "devices"):
             values[name] = tuple(map(str, values[name]))
+        configure = Configure(**_fields(Configure, values["configure"]))
+        try:
+            values["configure"] = decode_for_worker(encode(configure))  # which checks the types
+        except WireError as error:
+            raise ValueError(str(error)) from error
+        for name in ("num_blocks", "kv_bytes", "epoch"):
+            if not isinstance(values[name], int) or values[name] < 1:
+                raise ValueError(f"{name} is {values[name]!r}")
         return cls(**values)
 
 

@@ -1,0 +1,72 @@
+"""Digests: the bits by which two executions of a step are compared."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+import torch
+
+from mtactors.kernels import Operations, load
+from mtactors.wire.messages import DIGEST_BYTES, StepResult
+from mtactors.worker.runner import Runner
+from mtactors.worker.sampler import Sampler
+from tests.worker.conftest import RunnerFactory
+from tests.worker.plans import Plans, known_row, new_row
+
+VOCABULARY, SAMPLEABLE = 320, 300
+
+
+def _sampler(ops: Operations) -> Sampler:
+    return Sampler(ops, torch.device("cpu"), 8, VOCABULARY, SAMPLEABLE)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_they_hold_logit_maximum_and_logsumexp(kernels: str) -> None:
+    logits = torch.randn(3, VOCABULARY) * 5
+    logits[:, SAMPLEABLE:] = 99.0  # no id stands there
+    ids = torch.tensor([7, 299, 0], dtype=torch.int32)
+    data = _sampler(load("cpu", kernels)).digests(logits, ids)
+    assert len(data) == 3 * DIGEST_BYTES
+    scores = logits[:, :SAMPLEABLE]
+    for row, (logit, largest, total) in enumerate(struct.iter_unpack("<3f", data)):
+        assert logit == float(logits[row, ids[row]])
+        assert largest == float(scores[row].max())
+        # A float32 difference of values up to 30 is off by a few units in the last place.
+        assert total == pytest.approx(float(scores[row].double().logsumexp(0)), abs=1e-5)
+
+
+def _digests(result: StepResult | None) -> list[bytes]:
+    assert result is not None
+    data = result.digests
+    return [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
+
+
+def _alone(runner: Runner, tokens: list[int]) -> list[bytes]:
+    """Return the digests of a row that is computed alone, prompt and three more tokens."""
+    plans = Plans()
+    found = _digests(runner.run(plans.next(new_row(0, tokens, [0, 1])), 0.0))
+    for _ in range(3):
+        found += _digests(runner.run(plans.next(known_row(0)), 0.0))
+    return found
+
+
+def test_a_rows_digests_do_not_depend_on_its_company(make_runner: RunnerFactory) -> None:
+    options = {"digests": True, "kernels": "auto", "dtype": "bfloat16"}
+    prompts = [[5, 6, 7], [9] * 20, [1, 2]]
+    alone = [_alone(make_runner(**options), prompt) for prompt in prompts]
+    runner, plans = make_runner(**options), Plans()
+    # The second prompt in two chunks, the third a step later than the others.
+    first = new_row(0, prompts[0], [0, 1])
+    second = new_row(1, prompts[1], [2, 3], chunk=12)
+    third = new_row(2, prompts[2], [4, 5])
+    one = _digests(runner.run(plans.next(first, second), 0.0))
+    assert one == [alone[0][0]]  # only what samples has one
+    two = _digests(runner.run(plans.next(third, known_row(0), known_row(1, 8)), 0.0))
+    assert two == [alone[2][0], alone[0][1], alone[1][0]]
+    three = _digests(runner.run(plans.next(known_row(1), known_row(2), known_row(0)), 0.0))
+    assert three == [alone[1][1], alone[2][1], alone[0][2]]
+
+
+def test_there_are_none_unless_they_are_asked_for(make_runner: RunnerFactory) -> None:
+    assert _alone(make_runner(), [5, 6, 7]) == []
