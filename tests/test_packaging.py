@@ -10,10 +10,12 @@ import sys
 import zipfile
 from importlib.metadata import distribution, version
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from scikit_build_core.settings.skbuild_read_settings import SettingsReader
 
 import mtactors
 from tests.source_tree import PACKAGES, ROOT
@@ -131,6 +133,17 @@ def test_the_stub_names_what_the_native_module_holds() -> None:
     stubbed = {node.name for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     held = {name for name in dir(importlib.import_module(NATIVE)) if not name.startswith("_")}
     assert stubbed == held
+
+
+@pytest.mark.parametrize(
+    "state, emulated", [("wheel", "OFF"), ("sdist", "OFF"), ("editable", "ON")]
+)
+def test_only_make_install_builds_device_kernels_for_the_host(
+    state: Literal["wheel", "sdist", "editable"], emulated: str
+) -> None:
+    # Said either way: what CMake remembers of another build in the same directory must not count.
+    reader = SettingsReader.from_file(ROOT / "pyproject.toml", {}, state=state)
+    assert reader.settings.cmake.define["MTACTORS_EMULATED_MUSA"] == emulated
 
 
 def test_a_wheel_holds_all_packages_and_no_sources_of_the_kernels(tmp_path: Path) -> None:

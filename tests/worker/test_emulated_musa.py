@@ -22,6 +22,7 @@ from mtactors.kernels.reference import Reference
 from mtactors.sampling_params import SamplingParams
 from mtactors.wire.messages import SamplerSpec, StepResult
 from mtactors.worker.runner import Runner
+from tests.kernels.musa.emulated import Emulator
 from tests.tiny_models import CONFIGS, make_tiny_model
 from tests.worker.plans import GREEDY, Plans, known_row, new_row, sampler
 
@@ -140,14 +141,18 @@ def test_every_operation_is_the_librarys(
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype, seed, warp", [("float32", 0, 32), ("float16", 3, 128)])
 @pytest.mark.parametrize("family", list(CONFIGS))
 def test_greedy_tokens_of_each_family(
-    make_runner: MakeRunner, tmp_path: Path, family: str, dtype: str
+    make_runner: MakeRunner, tmp_path: Path, family: str, dtype: str, seed: int, warp: int
 ) -> None:
     model = make_tiny_model(tmp_path / family, family)
     expected = run(make_runner(model, dtype=dtype))
-    assert ids(run(make_runner(model, dtype=dtype, kernels="emulated-musa"))) == ids(expected)
+    runner = make_runner(model, dtype=dtype, kernels="emulated-musa")
+    library = device.installed_library("emulated-musa")
+    assert library is not None
+    with Emulator(library).running(seed, warp, guard=True):
+        assert ids(run(runner)) == ids(expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
