@@ -113,6 +113,7 @@ class WorkerGroupConfig:
         step_timeout: seconds, the least deadline of a step.
         shutdown_timeout: seconds that running requests get to finish.
         max_restarts: replacements of the group within 10 minutes; 0 switches restart off.
+        golden_check: a worker computes known answers before it serves.
         digests: results carry the bits by which two runs are compared; a journal wants them.
     """
 
@@ -125,6 +126,7 @@ class WorkerGroupConfig:
     shutdown_timeout: float = 30.0
     max_restarts: int = 3
     digests: bool = False
+    golden_check: bool = True
 
     def __post_init__(self) -> None:
         """Check ranges."""

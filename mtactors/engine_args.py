@@ -116,6 +116,12 @@ class EngineArgs:
         "',-sample' leaves an operation to plain torch.",
         group="device",
     )
+    skip_golden_check: bool = _arg(
+        False,
+        "Start without comparing each operation with its known answer; by default a device that "
+        "computes wrongly does not serve.",
+        group="device",
+    )
     block_size: int = _arg(64, "Tokens per KV cache block.", group="cache")
     gpu_memory_utilization: float = _arg(
         0.9,
@@ -240,6 +246,7 @@ class EngineArgs:
                 shutdown_timeout=_number("shutdown_timeout", self.shutdown_timeout),
                 max_restarts=_integer("max_worker_restarts", self.max_worker_restarts),
                 digests=bool(self.journal),
+                golden_check=not self.skip_golden_check,
             ),
             log_stats=not self.disable_log_stats,
             journal=JournalConfig(

@@ -42,8 +42,8 @@ class Restart:
         commanded: somebody asked for it; else the group was lost.
         rows: choices that had been computed and were computed again.
         parts: seconds, in order: "stop", "failed" (groups that did not come up), "spawn",
-            "import", "group", "load", "kv", "other"; and "prefill", from then until all `rows`
-            had gone on.
+            "import", "check", "group", "load", "kv", "other"; and "prefill", from then until all
+            `rows` had gone on.
     """
 
     epoch: int

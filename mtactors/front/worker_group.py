@@ -104,6 +104,7 @@ def configuration(config: EngineConfig, epoch: int, rank: int, run_dir: Path) ->
         reshard=model.reshard,
         tokenizer_dir=str(model.tokenizer_directory),
         digests=workers.digests,
+        golden_check=workers.golden_check,
     )
 
 

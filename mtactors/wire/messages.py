@@ -183,6 +183,7 @@ class Configure:
     0700 directory for rendezvous files. `kernels`: "auto", or a named implementation. `reshard`:
     whether a checkpoint converted for another number of ranks is cut anew. `tokenizer_dir`: whose
     vocabulary grammars are written in; empty means the model's. `digests`: results carry them.
+    `golden_check`: known answers are computed first.
     """
 
     version: int
@@ -204,6 +205,7 @@ class Configure:
     reshard: bool = False
     tokenizer_dir: str = ""
     digests: bool = False
+    golden_check: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import torch
 
 from mtactors import kernels
 from mtactors.checkpoint.loader import load_decoder
-from mtactors.errors import ConfigError
+from mtactors.errors import ConfigError, WorkerStartError
 from mtactors.families import load_spec
 from mtactors.families.spec import DecoderSpec
-from mtactors.kernels import Operations
+from mtactors.kernels import Operations, golden
 from mtactors.models.decoder import Decoder
 from mtactors.wire.messages import Configure, Ready
 from mtactors.worker import comm, kv_cache
@@ -53,15 +53,20 @@ def prepare(configure: Configure, report: Report) -> tuple[Runner, Ready]:
     """Load everything and return the runner, with the message that says so.
 
     Args:
-        report: called with each phase and its seconds: "group" (several ranks), "load", "kv".
+        report: called with each phase and its seconds: "check", "group" (several ranks), "load",
+            "kv".
 
     Raises:
         UsageError: device, checkpoint or memory are not as asked for.
         MemoryError: the KV cache cannot be had.
+        WorkerStartError: the device computes wrongly.
     """
     clock = _Clock(report)
     device = open_device(configure.device, configure.rank)
     ops = _load_operations(configure, device)
+    if configure.golden_check:
+        _check_operations(ops, device, _dtype(configure.dtype))
+        clock.phase("check")
     group = comm.join(
         configure.rank,
         configure.world_size,
@@ -97,6 +102,21 @@ def _load_operations(configure: Configure, device: Device) -> Operations:
     if isinstance(ops, _Threaded):
         ops.set_threads(threads)
     return ops
+
+
+def _check_operations(ops: Operations, device: Device, dtype: torch.dtype) -> None:
+    """Refuse a device that computes wrongly: it would serve nonsense without an error.
+
+    Raises:
+        WorkerStartError: naming the first operation that is wrong, and by how much.
+    """
+    with torch.inference_mode():
+        wrong = golden.first_wrong(ops, device.torch_device, dtype)
+    if wrong is not None:
+        raise WorkerStartError(
+            f"{device.name} with {ops.name} kernels computes wrongly: {wrong.describe()}; "
+            f"see `mtactors doctor --device {device.kind}`, or try --kernels reference"
+        )
 
 
 def _load_decoder(configure: Configure, ops: Operations, group: Group, device: Device) -> Decoder:

@@ -117,8 +117,8 @@ async def test_what_is_cut_off_goes_on_to_the_bit(model: Path, tp: int, dtype: s
         restart = await asyncio.wait_for(engine.restart_workers(), PATIENCE)
         assert await running == expected
         assert [each.commanded for each in engine.restarts] == [False, False, True]
-        parts = ["stop", "spawn", "import", *["group"] * (tp > 1), "load", "kv", "other", "prefill"]
-        assert list(restart.parts) == parts
+        parts = ["stop", "spawn", "import", "check", *["group"] * (tp > 1), "load", "kv", "other"]
+        assert list(restart.parts) == [*parts, "prefill"]
     finally:
         await engine.stop()
 

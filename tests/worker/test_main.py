@@ -61,7 +61,7 @@ async def test_a_worker_lives_from_hello_to_shutdown(
 ) -> None:
     process = front.spawn()
     phases, ready = await front.start(settings)
-    assert [phase.phase for phase in phases] == ["import", "load", "kv", "ready"]
+    assert [phase.phase for phase in phases] == ["import", "check", "load", "kv", "ready"]
     assert all(phase.seconds >= 0 for phase in phases)
     assert ready.num_blocks == settings.kv_cache_memory_bytes // (16 * 2 * 2 * 2 * 32 * 4)
     assert ready.kv_bytes <= settings.kv_cache_memory_bytes
