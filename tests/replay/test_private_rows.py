@@ -104,24 +104,31 @@ def execute(events: list[Event], requests: dict[str, Request], budget: int) -> i
     rows = PrivateRows(_BLOCK, budget)
     waiting: deque[StepPlan] = deque()
     steps = 0
-    for event in events:
-        if isinstance(event, Opening):
-            waiting.clear()
-            rows.begin(event.rows)
-        elif isinstance(event, StepPlan):
+
+    def sample(plan: StepPlan) -> list[int]:
+        sampled: dict[int, int] = {}
+        for part in rows.rewrite(plan):
+            sampled |= dict(zip(slots_of(part), worker.execute(part).ids, strict=True))
+        return [sampled[slot] for slot in slots_of(plan)]
+
+    for event in [*events, None]:
+        if isinstance(event, StepPlan):
             waiting.append(event)
-        else:
-            plan = waiting.popleft()
-            sampled: dict[int, int] = {}
-            for part in rows.rewrite(plan):
-                ids = worker.execute(part).ids
-                slots = [row.slot for row in part.new] + [row.slot for row in part.known]
-                sampled |= dict(zip(slots, ids, strict=True))
-            slots = [row.slot for row in plan.new] + [row.slot for row in plan.known]
-            assert [sampled[slot] for slot in slots] == event.ids
+        elif isinstance(event, StepResult):
+            assert sample(waiting.popleft()) == event.ids
             steps += 1
+        else:
+            while waiting:  # never answered, since the worker was lost
+                sample(waiting.popleft())
+            if event is not None:
+                rows.begin(event.rows)
     assert rows.num_blocks == counted.num_blocks
     return steps
+
+
+def slots_of(plan: StepPlan) -> list[int]:
+    """Return the slots of a plan's rows, in order."""
+    return [row.slot for row in plan.new] + [row.slot for row in plan.known]
 
 
 @settings(max_examples=80)
