@@ -136,7 +136,8 @@ def _reserve(dimensions: tuple[int, ...], dtype: torch.dtype, device: torch.devi
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise MemoryError(f"cannot map {_mib(size)} for the KV cache: {error.strerror}") from error
+        text = f"cannot map {_mib(size)} for the KV cache: {error.strerror}"
+        raise MemoryError(f"{text}; lower --kv-cache-memory-bytes") from error
     return torch.frombuffer(pages, dtype=dtype).view(dimensions)
 
 
