@@ -235,6 +235,12 @@ def install_tables(pyproject: str) -> str:
     )
 
 
+def musa_homes() -> list[str]:
+    """Return where kernels/musa/build.cmake looks for the MUSA toolkit."""
+    named = [os.environ.get(name, "") for name in ("MUSA_HOME", "MUSA_PATH")]
+    return [home for home in named if home] + ["/usr/local/musa"]
+
+
 def keys() -> dict[str, str]:
     """Return what the environment was made from: one key for packages, one for native code."""
     native = [ROOT / "CMakeLists.txt"]
@@ -248,6 +254,7 @@ def keys() -> dict[str, str]:
         "native": digest(
             [os.fsencode(path.relative_to(ROOT)) + b"\0" + path.read_bytes() for path in native]
             + [os.environ.get(name, "").encode() for name in BUILD_VARIABLES]
+            + [bytes([(Path(home) / "bin" / "mcc").exists()]) for home in musa_homes()]
         ),
     }
 

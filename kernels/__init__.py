@@ -125,7 +125,8 @@ class Operations(Protocol):
         """Return x @ weight.T + bias: (T, K) -> (T, N).
 
         One accumulation order over K for every T. `out_dtype` float32 returns the unrounded
-        sums (logits, tensor parallel partial sums); default is x's dtype.
+        sums (logits, tensor parallel partial sums); default is x's dtype. On a GPU the product is
+        the vendor's: its order is its own, and it is rounded to x's dtype before it is widened.
         """
 
     def embedding(self, ids: Tensor, weight: LinearWeight, first_row: int = 0) -> Tensor:

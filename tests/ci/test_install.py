@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -111,3 +112,36 @@ def test_a_folder_that_is_no_environment_is_left_alone(tree: Path) -> None:
     assert run.returncode == 1
     assert run.stderr == f"make install: {tree}/.venv is not a virtual environment: move it away\n"
     assert (tree / ".venv" / "mine").exists()
+
+
+def native_key(tree: Path) -> str:
+    """Return what `make install` compares to decide whether native code is built again."""
+    name = "install_under_test"
+    spec = importlib.util.spec_from_file_location(name, tree / ".ci" / "install.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    key: str = module.keys()["native"]
+    return key
+
+
+def test_what_device_kernels_depend_on_builds_them_again(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MUSA_HOME", "MUSA_PATH", "MTACTORS_MUSA_ARCHS"):
+        monkeypatch.delenv(name, raising=False)
+    musa, toolkit = tree / "kernels" / "musa", tmp_path / "toolkit" / "bin"
+    musa.mkdir(parents=True)
+    keys = [native_key(tree), native_key(tree)]
+    for name in ("rows.mu", "common.muh", "library.h", "build.cmake"):
+        (musa / name).write_text("1")
+        keys.append(native_key(tree))
+    monkeypatch.setenv("MUSA_HOME", str(toolkit.parent))
+    keys.append(native_key(tree))
+    toolkit.mkdir(parents=True)
+    (toolkit / "mcc").touch()
+    keys.append(native_key(tree))
+    monkeypatch.setenv("MTACTORS_MUSA_ARCHS", "31")
+    keys.append(native_key(tree))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == len(keys) - 1
