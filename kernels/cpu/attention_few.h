@@ -18,21 +18,10 @@ constexpr int kFew = 4;
 class FewConfig {
  public:
   FewConfig() {
-    struct {
-      uint8_t palette, start, reserved[14];
-      uint16_t bytes[16];
-      uint8_t rows[16];
-    } config;
-    static_assert(sizeof(config) == 64, "the layout of the instruction's operand");
-    memset(&config, 0, sizeof(config));
-    config.palette = 1;
-    for (int i = 0; i < 8; ++i) {
-      config.bytes[i] = 64;
-      config.rows[i] = 16;
-    }
-    config.bytes[0] = config.bytes[6] = kFew * 4;
-    config.rows[1] = config.rows[2] = config.rows[5] = kFew;
-    _tile_loadconfig(&config);
+    TileShapes shapes;
+    shapes.bytes[0] = shapes.bytes[6] = kFew * 4;
+    shapes.rows[1] = shapes.rows[2] = shapes.rows[5] = kFew;
+    shapes.load();
   }
   ~FewConfig() { _tile_release(); }
 };
@@ -69,14 +58,13 @@ struct AmxFewRows : AmxTiles {
     queries = reinterpret_cast<uint32_t*>(memory);
   }
 
-  // `next`: the item that this thread probably takes next, or null.
-  void run(const View* next) {
+  void run(Fetch& fetch) {
     load_queries();
     memset(out, 0, sizeof(float) * kFew * size_t(depth));
     const int end = view.keys_end(), begin = view.lowest(0) / kKeys * kKeys;
     for (int tile = begin; tile < end; tile += kKeys) {
       const int valid = imin(kKeys, end - tile);
-      Fetch fetch = view.ahead(next, tile);
+      fetch.begin(tile);
       multiply_keys(tile, valid, fetch);
       softmax(tile, valid);
       load_values(tile, valid, fetch);
