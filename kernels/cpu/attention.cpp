@@ -153,14 +153,14 @@ struct Attention {
     out = static_cast<float*>(parts[5]);
   }
 
-  void run(const View* next) {
+  void run(Fetch& fetch) {
     load_queries();
     const int rows = view.item.rows, end = view.keys_end();
     const int begin_tile = view.lowest(0) / kKeys * kKeys;
     memset(out, 0, size_t(rows) * size_t(depth) * 4);
     for (int tile = begin_tile; tile < end; tile += kKeys) {
       const int valid = imin(kKeys, end - tile);
-      Fetch fetch = view.ahead(next, tile);
+      fetch.begin(tile);
       load_keys(tile, valid, fetch);
       memset(scores, 0, size_t(rows) * kKeys * 4);
       product_all(rows, ceil_div(valid, 16) * 16, units, queries, units, keys, kKeys, scores,
@@ -273,28 +273,28 @@ struct Attention {
   }
 };
 
-// `next` may be the item itself where there is none.
-inline void attend(const mt_attention& op, const Item& item, const Item& after) {
-  const View view(op, item), following(op, after);
-  const View* next = &item == &after ? nullptr : &following;
+// `after`: an item of the sequence that comes next, or null; `first`: nothing was fetched for `item`.
+inline void attend(const mt_attention& op, const Item& item, const Item* after, bool first) {
+  const View view(op, item), following(op, after == nullptr ? item : *after);
+  Fetch fetch(view, after == nullptr ? nullptr : &following, first);
   if (op.dtype == MT_F32) {
-    Attention<float, float>(view).run(next);
+    Attention<float, float>(view).run(fetch);
   } else if (op.dtype == MT_F16) {
-    Attention<f16, float>(view).run(next);
+    Attention<f16, float>(view).run(fetch);
   } else {
 #if defined(__AMX_BF16__)
     if (item.rows <= kFew) {
       FewConfig few;
-      AmxFewRows(view).run(next);
+      AmxFewRows(view).run(fetch);
       return;
     }
     TileConfig config;
     config.set(16, 16);
-    AmxAttention(view).run(next);
+    AmxAttention(view).run(fetch);
 #elif defined(__AVX512BF16__)
-    Attention<bf16, uint32_t>(view).run(next);
+    Attention<bf16, uint32_t>(view).run(fetch);
 #else
-    Attention<bf16, float>(view).run(next);
+    Attention<bf16, float>(view).run(fetch);
 #endif
   }
 }
@@ -329,20 +329,34 @@ void attention(const mt_attention& op) {
   Item* dealt = items + count;
   list_items(op, items);
   // The longest first, dealt out like cards: each thread begins with its long ones, and what is left
-  // to steal at the end is short.
+  // to steal at the end is short. The kv heads of the same rows stay together.
+  const int heads = op.kv_heads, groups = count / heads;
   bool even = true;
   for (int i = 1; i < count && even; ++i) even = items[i].tiles == items[0].tiles;
-  const int hands = imin(threads(), count);
+  const int hands = imin(threads(), groups);
   if (even || hands == 1) {
     dealt = items;
   } else {
-    std::sort(items, items + count, [](const Item& a, const Item& b) { return a.tiles > b.tiles; });
+    std::sort(items, items + count, [](const Item& a, const Item& b) {
+      if (a.tiles != b.tiles) return a.tiles > b.tiles;
+      if (a.sequence != b.sequence) return a.sequence < b.sequence;
+      return a.row != b.row ? a.row < b.row : a.kv_head < b.kv_head;
+    });
     int to = 0;
     for (int hand = 0; hand < hands; ++hand) {
-      for (int from = hand; from < count; from += hands) dealt[to++] = items[from];
+      for (int from = hand; from < groups; from += hands) {
+        for (int h = 0; h < heads; ++h) dealt[to++] = items[from * heads + h];
+      }
     }
   }
-  auto job = [&](int chunk) { attend(op, dealt[chunk], dealt[imin(chunk + 1, count - 1)]); };
+  auto job = [&](int chunk) {
+    const Item& item = dealt[chunk];
+    const Item* after = chunk + heads < count ? &dealt[chunk + heads] : nullptr;
+    // What comes next of the same sequence is there already.
+    if (after != nullptr && after->sequence == item.sequence) after = nullptr;
+    const bool first = chunk == 0 || chunk == count / hands;
+    attend(op, item, after, first);
+  };
   parallel_for(count, job);
 }
 

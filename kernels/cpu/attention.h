@@ -57,57 +57,114 @@ struct View {
   int64_t key_bytes() const { return int64_t{op->head_dim} * element_size(op->dtype); }
   int64_t key_stride() const { return int64_t{op->kv_heads} * op->head_dim; }
   int begin_tile() const { return lowest(0) / kKeys * kKeys; }
-  // What to fetch while `tile` is computed; `next` is the item that this thread probably takes
-  // next, or null.
-  inline Fetch ahead(const View* next, int tile) const;
 };
 
-// Asks for a tile of K and V little by little: a burst would wait for the few misses that a core
-// can have under way, and between bursts there would be none.
+// Asks for K and V little by little while an item is computed: a burst would wait for the few misses
+// that a core can have under way, and between bursts there would be none.
+//
+// The items of one sequence, a kv head each, are neighbours, and so are their keys in memory. Short
+// items therefore share the work of fetching whole positions, all heads, of the next sequence, in
+// the order of memory, which the hardware helps with. Long items would push their own keys out of
+// the cache so, and fetch their own next tile.
 class Fetch {
  public:
-  // The tile at `tile` of `view`; none of it if `view` is null or ends before.
-  Fetch(const View* view, int tile) : view_(view) {
-    if (view == nullptr) return;
-    position_ = tile;
-    end_ = imin(tile + kKeys, view->keys_end());
-    stride_ = view->key_stride() * element_size(view->op->dtype);
-    bytes_ = view->key_bytes();
+  // `next`: an item of the sequence that this thread probably takes next, or null. `first`: whether
+  // nobody has fetched for this item.
+  Fetch(const View& item, const View* next, bool first) : item_(item), next_(next), first_(first) {
+    const int size = element_size(item.op->dtype);
+    row_bytes_ = item.key_stride() * size;
+    head_bytes_ = item.key_bytes();
+    own_ = item.item.tiles * kKeys * row_bytes_ > kShort;
+    if (own_ || next == nullptr) return;
+    const int heads = item.op->kv_heads, head = item.item.kv_head;
+    const int from = next->begin_tile(), keys = next->keys_end() - from;
+    share_begin_ = from + static_cast<int>(int64_t{keys} * head / heads);
+    share_end_ = from + static_cast<int>(int64_t{keys} * (head + 1) / heads);
+    share_lines_ = ceil_div(static_cast<int>(row_bytes_ / 64 + 1) * (share_end_ - share_begin_),
+                            item.item.tiles * kKeys);
   }
 
-  // The next `keys` keys; four calls of 8 and 32 of 1 or more are a tile.
-  MT_INLINE void operator()(int keys) {
-    for (; keys > 0 && position_ < end_; --keys) one();
+  // Before each tile.
+  MT_INLINE void begin(int tile) {
+    if (own_) {
+      view_ = &item_;
+      walk(tile + kKeys, imin(tile + 2 * kKeys, item_.keys_end()), 0);
+    } else if (first_ && tile == item_.begin_tile()) {
+      view_ = &item_;
+      walk(tile + kKeys, item_.keys_end(), ceil_div(static_cast<int>(row_bytes_), 64));
+    } else if (next_ != nullptr && view_ != next_) {
+      view_ = next_;
+      walk(share_begin_, share_end_, share_lines_);
+    }
+  }
+
+  // As many steps; four calls of 8 and 32 of 1 or more are a tile.
+  MT_INLINE void operator()(int steps) {
+    if (position_ >= end_) return;
+    if (lines_ == 0) {
+      for (; steps > 0 && position_ < end_; --steps) key();
+    } else {
+      for (int i = steps * lines_; i > 0 && position_ < end_; --i) line();
+    }
   }
 
  private:
-  MT_INLINE void one() {
-    if (position_ % 16 == 0) {
-      const int64_t at = view_->offset(position_) * element_size(view_->op->dtype);
-      k_ = static_cast<const char*>(view_->op->k_cache) + at;
-      v_ = static_cast<const char*>(view_->op->v_cache) + at;
-    }
-    for (int64_t line = 0; line < bytes_; line += 64) {
+  // Bytes of K, or of V, of one sequence of which two fit into a core's own cache.
+  static constexpr int64_t kShort = 192 << 10;
+
+  // From position `begin` to `end`: `lines` of a whole block's K and V a step, or, if it is 0, one
+  // key of the item's own head.
+  MT_INLINE void walk(int begin, int end, int lines) {
+    position_ = begin;
+    end_ = end;
+    lines_ = lines;
+    at_ = until_ = 0;
+  }
+
+  void find(int head) {
+    const mt_attention& op = *view_->op;
+    const int64_t at = (view_->offset(position_) + (head - view_->item.kv_head) * op.head_dim) *
+                       element_size(op.dtype);
+    k_ = static_cast<const char*>(op.k_cache) + at;
+    v_ = static_cast<const char*>(op.v_cache) + at;
+  }
+
+  MT_INLINE void key() {
+    if (at_ == 0 || position_ % 16 == 0) find(view_->item.kv_head);
+    for (int64_t line = 0; line < head_bytes_; line += 64) {
       __builtin_prefetch(k_ + line, 0, 2);
       __builtin_prefetch(v_ + line, 0, 2);
     }
-    k_ += stride_;
-    v_ += stride_;
+    k_ += row_bytes_;
+    v_ += row_bytes_;
+    at_ = 1;
     ++position_;
   }
 
-  const View* view_;
-  const char *k_ = nullptr, *v_ = nullptr;
-  int64_t stride_ = 0, bytes_ = 0;
-  int position_ = 0, end_ = 0;
-};
+  MT_INLINE void line() {
+    if (at_ >= until_) {
+      find(0);
+      const int rest = view_->op->block_size - position_ % view_->op->block_size;
+      at_ = 0;
+      until_ = imin(rest, end_ - position_) * row_bytes_;
+    }
+    __builtin_prefetch(k_ + at_, 0, 2);
+    __builtin_prefetch(v_ + at_, 0, 2);
+    at_ += 64;
+    if (at_ >= until_) {
+      const int block = view_->op->block_size;
+      position_ = position_ / block * block + block;
+    }
+  }
 
-// Short items fetch for the next one, which begins with misses otherwise; long ones would push
-// their own keys out of the cache and fetch for themselves.
-inline Fetch View::ahead(const View* next, int tile) const {
-  if (item.tiles > 8) return Fetch(this, tile + kKeys);
-  return Fetch(next, next == nullptr ? 0 : next->begin_tile() + tile - begin_tile());
-}
+  const View& item_;
+  const View* next_;
+  const View* view_ = nullptr;
+  bool first_, own_;
+  const char *k_ = nullptr, *v_ = nullptr;
+  int64_t row_bytes_ = 0, head_bytes_ = 0, at_ = 0, until_ = 0;
+  int position_ = 0, end_ = 0, lines_ = 0, share_begin_ = 0, share_end_ = 0, share_lines_ = 0;
+};
 
 #if defined(__AVX512F__)
 // Transposes 16 vectors of 16 dwords.

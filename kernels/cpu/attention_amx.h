@@ -129,14 +129,13 @@ struct AmxAttention : AmxTiles {
     queries = reinterpret_cast<uint32_t*>(memory);
   }
 
-  // `next`: the item that this thread probably takes next, or null.
-  void run(const View* next) {
+  void run(Fetch& fetch) {
     load_queries();
     memset(out, 0, sizeof(float) * size_t(groups) * kLanes * size_t(depth));
     const int end = view.keys_end(), begin = view.lowest(0) / kKeys * kKeys;
     for (int tile = begin; tile < end; tile += kKeys) {
       const int valid = imin(kKeys, end - tile);
-      Fetch fetch = view.ahead(next, tile);
+      fetch.begin(tile);
       multiply_keys(tile, valid, fetch);
       for (int g = 0; g < groups; ++g) softmax(g, tile, valid);
       load_values(tile, valid, fetch);

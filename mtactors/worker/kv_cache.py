@@ -6,6 +6,7 @@ nothing of which block belongs to whom: that is the front's.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from dataclasses import dataclass
 
@@ -138,6 +139,10 @@ def _reserve(dimensions: tuple[int, ...], dtype: torch.dtype, device: torch.devi
     except OSError as error:
         text = f"cannot map {_mib(size)} for the KV cache: {error.strerror}"
         raise MemoryError(f"{text}; lower --kv-cache-memory-bytes") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Attention walks through blocks that lie anywhere: small pages cost it a page walk each.
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(dimensions)
 
 
