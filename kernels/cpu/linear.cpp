@@ -343,8 +343,49 @@ struct Meanwhile {
   }
 };
 
+// At most kTileRows rows: a unit's panels pass by once.
+inline void run_few(const Job<bf16>& job, int row, int rows, int unit_begin, int unit_end) {
+  const mt_linear& op = *job.op;
+  Tile buffers[2];
+  alignas(64) char ring[2 * kRing * kStepBytes];
+  Pending pending(&job);
+  TileConfig config;
+  const bool pair = op.fuse == MT_FUSE_SILU_MUL, two = rows > 16;
+  config.set(two ? 16 : rows, two ? rows - 16 : rows);
+  const int steps = padded_k(op.k, MT_BF16) / kKPad;
+  const int rows_per_step = ceil_div(rows, pair && two ? 2 * steps : steps);
+  const int64_t bytes = panel_bytes(op.k, MT_BF16);
+  const bf16* a = job.a + row * job.lda;
+  const auto meanwhile = [&] { pending.finish_some(rows_per_step); };
+  for (int p = unit_begin, turn = 0; p < unit_end; ++p, turn ^= 1) {
+    Tile& now = buffers[turn];
+    float* out[] = {now.v[0], now.v[1]};
+    const char* gate = reinterpret_cast<const char*>(job.panel(p));
+    const char* up = gate + job.units * bytes;
+    const char* both[] = {gate, up};
+    const char* next[] = {gate + bytes, up + bytes};
+    if (!two && pair) {
+      amx_stream<1, 2>(a, job.lda, both, next, steps, out, ring, meanwhile);
+    } else if (!two) {
+      amx_stream<1, 1>(a, job.lda, both, next, steps, out, ring, meanwhile);
+    } else if (!pair) {
+      amx_stream<2, 1>(a, job.lda, both, next, steps, out, ring, meanwhile);
+    } else {
+      amx_stream<2, 1>(a, job.lda, both, both + 1, steps, out, ring, meanwhile);
+      amx_stream<2, 1>(a, job.lda, both + 1, next, steps, out + 1, ring, meanwhile);
+    }
+    pending.finish_some(kTileRows);
+    pending.set(&now, row, rows, p);
+  }
+  pending.finish_some(kTileRows);
+}
+
 template <>
 inline void Job<bf16>::run(int row_begin, int row_end, int unit_begin, int unit_end) const {
+  if (row_end - row_begin <= kTileRows) {
+    run_few(*this, row_begin, row_end - row_begin, unit_begin, unit_end);
+    return;
+  }
   Tile buffers[2];
   Tile& tile = buffers[0];
   Pending pending(this);
@@ -383,19 +424,11 @@ inline void Job<bf16>::run(int row_begin, int row_end, int unit_begin, int unit_
       const char* next = reinterpret_cast<const char*>(panel(p)) + bytes;
       amx_one_by_two(a + row * lda, lda, panel(p), panel(p + units), steps, tile.v[0], tile.v[1],
                      Ahead{next, lines});
-      store(tile, 0, row, row_end - row, p);
-    } else if (row == row_begin && p + 1 < unit_end) {
-      const char* next = reinterpret_cast<const char*>(panel(p)) + 2 * bytes;
-      amx_one_by_two(a + row * lda, lda, panel(p), panel(p + 1), steps, tile.v[0], tile.v[1],
-                     Ahead{next, 2 * lines});
-      store(tile, 0, row, row_end - row, p);
-      store(tile, 1, row, row_end - row, p + 1);
-      ++p;
     } else {
       const char* next = reinterpret_cast<const char*>(panel(p)) + bytes;
       amx_one_by_one(a + row * lda, lda, panel(p), steps, tile.v[0], Ahead{next, lines});
-      store(tile, 0, row, row_end - row, p);
     }
+    store(tile, 0, row, row_end - row, p);
   }
   pending.finish_some(kTileRows);
 }
@@ -450,8 +483,6 @@ void linear_as(const mt_linear& op) {
   // Enough chunks that stealing evens out the end, not so many that claiming costs.
   const int wanted = threads() * 12;
   int per_chunk = imax(1, job.units * job.row_blocks / wanted);
-  if (per_chunk > 1) per_chunk = per_chunk / 2 * 2;
-  if (per_chunk == 1 && job.units >= threads() * 8) per_chunk = 2;
   job.units_per_chunk = imin(per_chunk, 32);
   parallel_for(ceil_div(job.units, job.units_per_chunk) * job.row_blocks, job);
 }
