@@ -22,7 +22,6 @@
 
 #define musaStream_t cudaStream_t
 #define musaError_t cudaError_t
-#define musaSuccess cudaSuccess
 #define musaErrorInvalidValue cudaErrorInvalidValue
 
 #define musaGetLastError cudaGetLastError
