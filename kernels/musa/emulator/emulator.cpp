@@ -320,6 +320,8 @@ void run(const char* name, void (*body)(void*), void* argument, const unsigned* 
   m.body = body;
   m.argument = argument;
   ++status().launches;
+  // As on a device, nothing runs after a failure that nobody has asked about.
+  if (status().error != musaSuccess) return;
   if (!prepare(m, grid, block, shared_bytes)) return;
   const SignalGuard guard(status().guard);
   const int64_t plane = static_cast<int64_t>(grid[0]) * grid[1];

@@ -205,6 +205,11 @@ extern "C" MT_EXPORT int probe(const char* name, const void* in, void* out, int 
   MT_PROBE(narrows<bf16>)
   MT_PROBE(exponentiates)
   MT_PROBE(does_nothing)
+  if (strcmp(name, "two_launches") == 0) {
+    MT_LAUNCH(mt::ends_before_barrier, blocks, threads, 0, nullptr, p);
+    MT_LAUNCH(mt::exponentiates, blocks, threads, 0, nullptr, p);
+    return mt::launched();
+  }
   if (strcmp(name, "tells_its_place") == 0) {
     MT_LAUNCH(mt::tells_its_place, dim3(2, 3, 4), threads, 0, nullptr, p);
     return mt::launched();

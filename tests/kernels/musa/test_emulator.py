@@ -106,6 +106,15 @@ def test_a_barrier_that_only_other_warps_reach_is_reported(probes: Probes) -> No
     assert "has ended" in probes.fault
 
 
+def test_nothing_runs_between_a_failure_and_the_question_for_it(probes: Probes) -> None:
+    out = torch.zeros(128)
+    assert probes.code("two_launches", torch.ones(128), out) == 719
+    assert "ends_before_barrier" in probes.fault
+    assert not out.any()
+    assert probes.code("exponentiates", torch.ones(128), out) == 0
+    assert out.all()
+
+
 @pytest.mark.parametrize("threads", [0, 1, 64, 130, 1152])
 def test_impossible_blocks_are_refused(probes: Probes, threads: int) -> None:
     assert probes.code("does_nothing", threads=threads) == 9
