@@ -42,7 +42,9 @@ from mtactors.wire.messages import (
 )
 
 _BATCH = 20_000  # frames over one connection
-_SEND_MS = 30_000
+_SEND_MS = 2_000
+_MOST_REFUSED = 20
+_QUEUE = 100  # frames that wait on this side
 _TAKEOVERS = 200
 _RAW = 500
 _DROPPED = re.compile(r"dropped frame (\d+): a stranger")
@@ -107,11 +109,7 @@ def frames(rng: random.Random) -> Iterator[bytes]:
 
 
 def storm(path: Path, count: int, epoch: int, ranks: int, rng: random.Random) -> int:
-    """Send frames as strangers; return how many a socket took.
-
-    Raises:
-        zmq.Again: the front has stopped reading.
-    """
+    """Send frames as strangers; return how many a socket took."""
     identities = [
         None,
         b"\xff",
@@ -120,15 +118,20 @@ def storm(path: Path, count: int, epoch: int, ranks: int, rng: random.Random) ->
         worker_identity(epoch + 1, 0),
         worker_identity(epoch, 0) + b"\0",
     ]
-    source, sent = frames(rng), 0
+    source, sent, refused = frames(rng), 0, 0
     while sent < count:
-        with stranger(
-            path, rng.choice([*identities, rng.randbytes(rng.randrange(1, 256))])
-        ) as peer:
+        # A name is refused while a connection that had it is not read to its end.
+        identity = rng.choice([*identities, rng.randbytes(rng.randrange(1, 255))])
+        before = sent
+        with stranger(path, identity) as peer, contextlib.suppress(zmq.Again):
+            peer.setsockopt(zmq.LINGER, _SEND_MS)
             for _ in range(min(_BATCH, count - sent)):
                 frame = next(source)
                 peer.send_multipart([frame] if rng.random() < 0.9 else [frame, b"", frame])
                 sent += 1
+        refused = refused + 1 if sent - before <= _QUEUE else 0
+        if refused > _MOST_REFUSED:
+            raise SystemExit("chaos: the front has stopped to read what strangers send")
     return sent
 
 
@@ -138,6 +141,7 @@ def stranger(path: Path, identity: bytes | None) -> Iterator[zmq.Socket[bytes]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     peer = context.socket(zmq.DEALER)
     peer.setsockopt(zmq.SNDTIMEO, _SEND_MS)
+    peer.setsockopt(zmq.SNDHWM, _QUEUE)
     peer.setsockopt(zmq.LINGER, 0)
     if identity is not None:
         peer.setsockopt(
