@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -46,12 +47,18 @@ def kinds(count: int) -> list[Row]:
 
 def guarded(emulator: Emulator, batch: SamplingBatch) -> SamplingBatch:
     """Return the batch in memory that ends where its tensors do."""
-    tensors = {
+    tensors: dict[str, Any] = {
         name: emulator.guarded(value)
         for name in batch.__dataclass_fields__
         if isinstance(value := getattr(batch, name), Tensor)
     }
     return replace(batch, **tensors)
+
+
+def number(seed: int) -> float:
+    """Return u of a seed at position 0, choice 0."""
+    zero = torch.zeros(1, dtype=torch.int32)
+    return float(uniform(torch.tensor([seed]), zero, zero))
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -183,12 +190,6 @@ def test_draws_are_right_to_the_last_bits_of_a_weight(ops: DeviceOperations) -> 
     pairs = torch.stack([torch.zeros(len(near)), logits[near]], dim=1)
     ids = ops.sample(pairs, batch_of(rows, 2, 2))
     assert ids.tolist() == (apart[near] > 0).int().tolist()
-
-
-def number(seed: int) -> float:
-    """Return u of a seed at position 0, choice 0."""
-    zero = torch.zeros(1, dtype=torch.int32)
-    return float(uniform(torch.tensor([seed]), zero, zero))
 
 
 def test_rows_that_leave_nothing_to_draw(ops: DeviceOperations) -> None:
