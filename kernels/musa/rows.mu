@@ -11,7 +11,8 @@
 namespace mt {
 namespace {
 
-constexpr int kThreads = 256;       // of elementwise kernels
+constexpr int kThreads = 256;       // of other elementwise kernels
+constexpr int kWriteThreads = 128;  // of cache writes: 8 heads of 128 in fp16 are 128 pieces
 constexpr int kShortRow = 1024;     // a norm's rows up to here are summed by 128 threads
 constexpr int kCachesPerLaunch = 64;
 constexpr int64_t kMostBlocks = 0x7fffffff;
@@ -212,17 +213,30 @@ int rope_as(const mt_rope& op) {
   return launched();
 }
 
-// One block a token and head of K, and one of V.
-__global__ void __launch_bounds__(128) kv_write_heads(const mt_kv_write op, const int bytes_each) {
-  const int64_t pair = blockIdx.x / 2, token = pair / op.kv_heads, head = pair % op.kv_heads;
-  const int64_t slot = op.slots[token], bytes = static_cast<int64_t>(op.head_dim) * bytes_each;
+// Two blocks a token, for K and for V: their threads share out all heads' pieces.
+__global__ void __launch_bounds__(kWriteThreads)
+    kv_write_tokens(const mt_kv_write op, const int bytes_each) {
+  const int64_t token = blockIdx.x / 2, slot = op.slots[token];
   if (slot < 0) return;
   const bool is_k = blockIdx.x % 2 == 0;
-  const int64_t from_element =
-      is_k ? token * op.k_token + head * op.k_head : token * op.v_token + head * op.v_head;
-  const char* from = static_cast<const char*>(is_k ? op.k : op.v) + from_element * bytes_each;
-  char* to = static_cast<char*>(is_k ? op.k_cache : op.v_cache) + (slot * op.kv_heads + head) * bytes;
-  copy_bytes(to, from, bytes, aligned16(to) && aligned16(from));
+  const int64_t head_bytes = static_cast<int64_t>(op.head_dim) * bytes_each;
+  const int64_t step = (is_k ? op.k_head : op.v_head) * bytes_each;
+  const char* from = static_cast<const char*>(is_k ? op.k : op.v) +
+                     token * (is_k ? op.k_token : op.v_token) * bytes_each;
+  char* to = static_cast<char*>(is_k ? op.k_cache : op.v_cache) + slot * op.kv_heads * head_bytes;
+  const bool wide = aligned16(from) && aligned16(to) && step % 16 == 0 && head_bytes % 16 == 0;
+  const int pieces = static_cast<int>(head_bytes / (wide ? 16 : 2)), work = op.kv_heads * pieces;
+  for (int w = static_cast<int>(threadIdx.x); w < work; w += kWriteThreads) {
+    const int head = w / pieces, piece = w % pieces;
+    const char* source = from + head * step;
+    char* target = to + head * head_bytes;
+    if (wide) {
+      store16(target + piece * 16, load16(source + piece * 16));
+    } else {
+      reinterpret_cast<uint16_t*>(target)[piece] =
+          reinterpret_cast<const uint16_t*>(source)[piece];
+    }
+  }
 }
 
 // kWide elements a thread.
@@ -292,10 +306,11 @@ int mt_device_rope(const mt_rope* op) { MT_RETURN_FOR_DTYPE(op->dtype, mt::rope_
 
 int mt_device_kv_write(const mt_kv_write* op) {
   const int bytes_each = mt::element_bytes(op->dtype);
-  const int64_t blocks = int64_t{2} * op->tokens * op->kv_heads;
+  const int64_t blocks = int64_t{2} * op->tokens;
   if (bytes_each == 0 || blocks > mt::kMostBlocks) return MT_DEVICE_UNSUPPORTED;
-  if (blocks == 0) return 0;
-  MT_LAUNCH(mt::kv_write_heads, static_cast<unsigned>(blocks), 128, 0, op->stream, *op, bytes_each);
+  if (blocks == 0 || op->kv_heads == 0 || op->head_dim == 0) return 0;
+  MT_LAUNCH(mt::kv_write_tokens, static_cast<unsigned>(blocks), mt::kWriteThreads, 0, op->stream,
+            *op, bytes_each);
   return mt::launched();
 }
 
