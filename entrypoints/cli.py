@@ -33,6 +33,10 @@ _COMMANDS = {
     "pull": ("mtactors.entrypoints.cli:pull", "Fetch a model into the cache."),
     "convert": ("mtactors.entrypoints.cli:convert", "Convert a checkpoint for serving."),
     "inspect": ("mtactors.entrypoints.cli:inspect", "Show what a converted directory holds."),
+    "doctor": (
+        "mtactors.entrypoints.cli:doctor",
+        "Check whether this machine can serve, and what is wrong if not.",
+    ),
     "plan": ("mtactors.entrypoints.plan:plan", "Tell what memory a model takes."),
     "bench": ("mtactors.entrypoints.cli:bench", "Run the benchmarks."),
 }
@@ -107,6 +111,13 @@ def inspect(arguments: tuple[str, ...]) -> int:
 def bench(arguments: tuple[str, ...]) -> int:
     """Run the benchmarks."""
     return _run_module("mtactors.bench", "bench", arguments)
+
+
+@click.command(context_settings=_FORWARDED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def doctor(arguments: tuple[str, ...]) -> int:
+    """Check whether this machine can serve, and what is wrong if not."""
+    return _run_module("mtactors.doctor", "doctor", arguments)
 
 
 def _run_module(module: str, command: str, arguments: tuple[str, ...]) -> int:

@@ -27,6 +27,8 @@ TORCH_UNITS = frozenset(
         "models",
         "checkpoint",
         "worker",
+        "doctor",
+        "doctor.__main__",
         "convert",
         "convert_weight",
         "inspect",

@@ -61,11 +61,13 @@ ALLOWED["convert"] = {*ALLOWED["checkpoint"], "checkpoint"}
 ALLOWED["convert_weight"] = {*ALLOWED["convert"], "convert", "hub"}
 ALLOWED["inspect"] = {*ALLOWED["checkpoint"], "checkpoint"}
 ALLOWED["worker"] = {*ALLOWED["checkpoint"], "checkpoint", "wire"}
+ALLOWED["doctor"] = {*ALLOWED["worker"], "worker"}
+ALLOWED["doctor.__main__"] = {*ALLOWED["doctor"], "doctor"}
 
 # Where a device may be called by its name (help texts and docstrings are not matched).
 DEVICE_NAMES = {"musa", "cuda"}
 DEVICE_PLACES = ("mtactors/worker/device.py", "mtactors/worker/comm.py", "mtactors/config.py")
-DEVICE_FOLDERS = ("kernels/",)
+DEVICE_FOLDERS = ("kernels/", "mtactors/doctor/")
 
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve"}
 UNSAFE_BUILTINS = {"eval", "exec", "compile"}

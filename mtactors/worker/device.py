@@ -234,18 +234,26 @@ def open_device(kind: str, local_rank: int = 0) -> Device:
     module, reason = _accelerator_module(kind)
     if module is None:
         raise ConfigError("device", f"{kind} is not available: {reason}; use --device cpu")
-    count = int(module.device_count())
-    if local_rank >= count:
+    seen = int(module.device_count())
+    if local_rank >= seen:
         mask = musa.describe_mask(os.environ) if kind == "musa" else ""
         raise ConfigError(
             "tensor_parallel_size",
-            f"rank {local_rank} has no device: {count} {kind} device(s) are visible{mask}",
+            f"rank {local_rank} has no device: {seen} {kind} device(s) are visible{mask}",
         )
     try:
         return Accelerator(kind, module, local_rank)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError("device", f"{kind} {local_rank} cannot be used: {first}") from error
+
+
+def count(kind: str) -> int:
+    """Return how many devices of a kind this process sees; the host's processors are one."""
+    if kind == "cpu":
+        return 1
+    module = _accelerator_module(kind)[0]
+    return 0 if module is None else int(module.device_count())
 
 
 def unavailable(kind: str) -> str | None:
