@@ -158,6 +158,28 @@ async def test_a_request_that_kills_its_worker_costs_only_itself(
         await engine.stop()
 
 
+async def test_a_restart_on_command_reloads_the_weights(model: Path, tmp_path: Path) -> None:
+    place = make_tiny_model(tmp_path / "model")
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    engine = await start(place)
+    try:
+        ids = engine.tokenizer.encode("The quick brown fox jumps over the lazy dog")
+        before = (await read_slowly(engine.submit("before", ids, params)))[-1].outputs
+        other = make_tiny_model(tmp_path / "other", seed=1)
+        os.replace(other / "model.safetensors", place / "model.safetensors")
+        await asyncio.wait_for(engine.restart_workers(), PATIENCE)
+        after = (await read_slowly(engine.submit("after", ids, params)))[-1].outputs
+    finally:
+        await engine.stop()
+    fresh = await start(place)
+    try:
+        expected = (await read_slowly(fresh.submit("fresh", ids, params)))[-1].outputs
+    finally:
+        await fresh.stop()
+    assert after == expected
+    assert before != after
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
