@@ -146,11 +146,15 @@ def test_an_unknown_name_or_chip_does_not_compile(
 
 @pytest.mark.skipif(CLANG is None, reason="no clang++, from which MUSA's compiler is made")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
-def test_clang_understands_it(source: Path) -> None:
+@pytest.mark.parametrize("side", ["device", "host"])
+def test_clang_takes_it_as_code_for_a_gpu(source: Path, side: str) -> None:
     assert CLANG
+    includes = [f"-I{path}" for path in (Path(__file__).parent / "clang", MUSA.parent, MUSA)]
     done = subprocess.run(
-        [CLANG, "-std=c++17", "-fsyntax-only", f"-I{MUSA / 'emulator'}", "-iquote", MUSA.parent,
-         "-iquote", MUSA, "-x", "c++", source],
+        [CLANG, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-x", "cuda", "-nocudainc",
+         "-nocudalib", "--cuda-gpu-arch=sm_80", f"--cuda-{side}-only", "-DMT_MUSA_ARCH=220",
+         *includes, str(source)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert source.suffix not in done.stderr
