@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from mtactors.doctor.build import build_library
 from tests.source_tree import ROOT
 
 SOURCES = sorted(path.name for path in (ROOT / "kernels" / "musa").glob("*.mu"))
@@ -206,3 +207,29 @@ def test_a_header_that_changes_compiles_the_sources_again(builder: Builder, head
     with (builder.kernels / header).open("a") as file:
         file.write("/* more */")
     assert len(builder.run(MUSA_HOME=str(builder.home)).commands) == 2 * once
+
+
+def test_the_doctor_builds_as_an_installation_does(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder.add_mcc()
+    installed = builder.run(MUSA_HOME=str(builder.home)).commands
+    (builder.directory / "mcc.log").unlink()
+    monkeypatch.setenv("MUSA_HOME", str(builder.home))
+    monkeypatch.delenv("MTACTORS_MUSA_ARCHS", raising=False)
+    _, library = build_library(builder.directory)
+    assert library is not None
+    lines = (builder.directory / "mcc.log").read_text().splitlines()
+    doctors = [line.split("|")[:-1] for line in lines]
+
+    def flags(commands: list[list[str]], kernels: Path) -> list[list[str]]:
+        return sorted(
+            [
+                word.replace(str(kernels), "kernels")
+                for word in line
+                if not word.endswith((".o", ".so"))
+            ]
+            for line in commands
+        )
+
+    assert flags(doctors, ROOT / "kernels") == flags(installed, builder.kernels)
