@@ -14,7 +14,7 @@ import torch
 
 from mtactors.errors import ConfigError
 from mtactors.kernels import LinearWeight, _native
-from mtactors.kernels.addresses import CODES, address, last_contiguous, packed_matrix, stride
+from mtactors.kernels.addresses import CODES, address, array, last_contiguous, packed_matrix, stride
 from mtactors.kernels.checked import CheckedOperations
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _ISA_VARIABLE = "MTACTORS_CPU_ISA"
 _CPU = torch.device("cpu")
+_DIGEST = -1  # in the place of top_n: see digest_row in cpu/sampling.cpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,32 @@ class CpuOperations(CheckedOperations):
             CODES[out.dtype],
         )
         return out
+
+    def digest(self, logits: Tensor, ids: Tensor, sampleable: int) -> Tensor:
+        """Return raw logit, maximum and logsumexp of each row: (R, 3) float32.
+
+        Args:
+            logits: (R, V) float32; ids from `sampleable` on do not count. `ids`: (R,) int32.
+        """
+        last_contiguous(logits, "logits", 2)
+        rows = len(logits)
+        if logits.dtype is not torch.float32 or logits.shape[1] < sampleable or len(ids) != rows:
+            raise ValueError(f"logits {tuple(logits.shape)} {logits.dtype} do not fit")
+        chosen, rest = torch.empty(rows), torch.empty(rows, 2)
+        self.backend.logprobs(
+            logits.data_ptr(),
+            stride(logits),
+            array(ids, "ids", torch.int32, _CPU),
+            chosen.data_ptr(),
+            0,
+            0,
+            rest.data_ptr(),
+            rows,
+            _DIGEST,
+            sampleable,
+            0,
+        )
+        return torch.cat((chosen.unsqueeze(1), rest), 1)
 
     def decoder(
         self,

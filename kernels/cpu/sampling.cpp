@@ -491,7 +491,44 @@ inline int count_above(const float* value, int n, float x) {
   return count;
 }
 
+// What a digest asks for: the raw logit, and in top_logprobs (rows, 2) the largest and the log of
+// the sum. In float32, which takes a quarter of the time; the order is the same for every batch.
+inline void digest_row(const mt_logprobs& op, int row) {
+  const int n = op.sampleable;
+  const float* value = op.logits + row * op.logits_stride;
+  float largest = -kInfinity;
+  int i = 0;
+  if (n >= 4 * W) {
+    vf m0 = vload(value), m1 = vload(value + W), m2 = vload(value + 2 * W);
+    vf m3 = vload(value + 3 * W);
+    for (i = 4 * W; i + 4 * W <= n; i += 4 * W) {
+      m0 = vmax(m0, vload(value + i));
+      m1 = vmax(m1, vload(value + i + W));
+      m2 = vmax(m2, vload(value + i + 2 * W));
+      m3 = vmax(m3, vload(value + i + 3 * W));
+    }
+    largest = vmaximum(vmax(vmax(m0, m1), vmax(m2, m3)));
+  }
+  for (; i < n; ++i) largest = value[i] > largest ? value[i] : largest;
+  double total = 0.0;
+  const vf shift = vset(largest);
+  for (i = 0; i + kChunk <= n; i += kChunk) {
+    vf even = vzero(), odd = vzero();
+    for (int j = i; j < i + kChunk; j += 2 * W) {
+      even = even + vexp(vload(value + j) - shift);
+      odd = odd + vexp(vload(value + j + W) - shift);
+    }
+    total += vsum(even + odd);
+  }
+  if (i < n) total += weigh_sum(value + i, n - i, largest, 1.0);
+  op.logprob[row] = value[op.ids[row]];
+  op.top_logprobs[row * 2] = largest;
+  op.top_logprobs[row * 2 + 1] =
+      static_cast<float>(static_cast<double>(largest) + __builtin_log(total));
+}
+
 inline void logprobs_row(const mt_logprobs& op, int row) {
+  if (op.top_n < 0) return digest_row(op, row);
   const int n = op.sampleable, blocks = ceil_div(n, kBlock);
   const float* value = op.logits + row * op.logits_stride;
   float* maxima = static_cast<float*>(scratch(kScratchB, size_t(blocks) * 2 * sizeof(float)));

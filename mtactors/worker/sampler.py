@@ -8,6 +8,7 @@ of requests, blocks or the model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,14 @@ _EMPTY = np.empty(0, np.int32)
 # Columns of the float and int tables, in the order of their arrays below.
 _FLOATS = 6  # temperature, top_p, min_p, repetition, presence, frequency
 _INTS = 3  # top_k, choice, logprobs
+
+
+@runtime_checkable
+class _Digesting(Protocol):
+    """Operations with a faster way to the numbers of a digest."""
+
+    def digest(self, logits: Tensor, ids: Tensor, sampleable: int) -> Tensor:
+        """Return raw logit, maximum and logsumexp of each row: (R, 3) float32 on the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,7 @@ class Sampler:
         self._ints = np.zeros((_INTS, max_rows), np.int32)
         self._seeds = np.zeros(max_rows, np.int64)
         self._has_lists = np.zeros(max_rows, np.bool_)
+        self._guided = np.zeros(max_rows, np.bool_)
         self._lists: dict[int, _Lists] = {}
 
     def start(
@@ -96,10 +106,20 @@ class Sampler:
         self._seeds[slot] = spec.seed
         lists = self._read_lists(spec, bool(grammar) and self._grammars is not None)
         self._has_lists[slot] = lists is not None
+        self._guided[slot] = bool(grammar)
         if lists is None:
             self._lists.pop(slot, None)
         else:
             self._lists[slot] = lists
+
+    def greedy(self, slots: Int64s) -> bool:
+        """Return whether nothing but the likeliest id is asked for; every rank says the same."""
+        return not (
+            self._has_lists[slots].any()
+            or self._guided[slots].any()
+            or (self._floats[0, slots] > 0).any()
+            or (self._ints[2, slots] >= 0).any()
+        )
 
     def sample(self, logits: Tensor, slots: Int64s, rows: Rows) -> Tensor:
         """Return the next id of each slot, (R,) int32.
@@ -176,11 +196,13 @@ class Sampler:
         Args:
             logits: (R, vocab_rows) float32. `ids`: (R,) int32, sampled from them.
         """
-        chosen = logits.gather(1, ids.long().unsqueeze(1)).squeeze(1)
-        # From the logprob, since that kernel sums in an order that does not depend on the batch.
-        total = chosen - self._ops.logprobs(logits, ids, 0, self._sampleable).logprob
-        largest = logits[:, : self._sampleable].amax(-1)
-        values = torch.stack((chosen, largest, total), 1).cpu().numpy()
+        if isinstance(self._ops, _Digesting):
+            values = self._ops.digest(logits, ids, self._sampleable).numpy()
+        else:
+            chosen = logits.gather(1, ids.long().unsqueeze(1)).squeeze(1)
+            logprob = self._ops.logprobs(logits, ids, 0, self._sampleable).logprob
+            largest = logits[:, : self._sampleable].amax(-1)
+            values = torch.stack((chosen, largest, chosen - logprob), 1).cpu().numpy()
         return values.astype("<f4", copy=False).tobytes()
 
     def add_prompt_logprobs(

@@ -7,33 +7,38 @@ import struct
 import pytest
 import torch
 
-from mtactors.kernels import Operations, load
+from mtactors.kernels import Operations, info, load
+from mtactors.kernels.native import CpuOperations
 from mtactors.wire.messages import DIGEST_BYTES, StepResult
 from mtactors.worker.runner import Runner
 from mtactors.worker.sampler import Sampler
 from tests.worker.conftest import RunnerFactory
 from tests.worker.plans import Plans, known_row, new_row
 
-VOCABULARY, SAMPLEABLE = 320, 300
+BUILDS = [*(f"cpu-{isa}" for isa in info().runnable), "reference"]
 
 
-def _sampler(ops: Operations) -> Sampler:
-    return Sampler(ops, torch.device("cpu"), 8, VOCABULARY, SAMPLEABLE)
+def _operations(name: str) -> Operations:
+    return load("cpu", name) if name == "reference" else CpuOperations(name.removeprefix("cpu-"))
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_they_hold_logit_maximum_and_logsumexp(kernels: str) -> None:
-    logits = torch.randn(3, VOCABULARY) * 5
-    logits[:, SAMPLEABLE:] = 99.0  # no id stands there
-    ids = torch.tensor([7, 299, 0], dtype=torch.int32)
-    data = _sampler(load("cpu", kernels)).digests(logits, ids)
+# Widths below, at and beyond the pieces in which the kernels add.
+@pytest.mark.parametrize("sampleable", [1, 63, 300, 512, 1461])
+@pytest.mark.parametrize("build", BUILDS)
+def test_they_hold_logit_maximum_and_logsumexp(build: str, sampleable: int) -> None:
+    logits = torch.randn(3, sampleable + 20) * 5
+    logits[1] -= 40.0
+    logits[:, sampleable:] = 99.0  # no id stands there
+    ids = torch.tensor([0, sampleable - 1, sampleable // 2], dtype=torch.int32)
+    sampler = Sampler(_operations(build), torch.device("cpu"), 8, sampleable + 20, sampleable)
+    data = sampler.digests(logits, ids)
     assert len(data) == 3 * DIGEST_BYTES
-    scores = logits[:, :SAMPLEABLE]
+    scores = logits[:, :sampleable]
     for row, (logit, largest, total) in enumerate(struct.iter_unpack("<3f", data)):
         assert logit == float(logits[row, ids[row]])
         assert largest == float(scores[row].max())
-        # A float32 difference of values up to 30 is off by a few units in the last place.
-        assert total == pytest.approx(float(scores[row].double().logsumexp(0)), abs=1e-5)
+        # A few units in the last place of values up to 60.
+        assert total == pytest.approx(float(scores[row].double().logsumexp(0)), abs=2e-5)
 
 
 def _digests(result: StepResult | None) -> list[bytes]:
