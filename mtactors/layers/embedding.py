@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtactors.kernels import LinearWeight, Operations
+from mtactors.kernels.likeliest import likeliest_of_all, likeliest_of_part
 from mtactors.layers.comm import Comm
 
 
@@ -49,3 +50,13 @@ class Head:
             return part
         # Rows that fill up the last shares are no ids.
         return self.comm.all_gather(part)[:, : self.vocab_rows].contiguous()
+
+    def likeliest(self, hidden: Tensor, sampleable: int) -> Tensor:
+        """Return the likeliest id below `sampleable` of each row, of equals the lowest.
+
+        (R,) int32, the same on every rank; the logits themselves stay where they are.
+        """
+        part = self.ops.linear(hidden, self.weight, out_dtype=torch.float32)
+        each = part.shape[1]
+        own = likeliest_of_part(self.ops, part, sampleable - self.comm.rank * each)
+        return likeliest_of_all(self.comm.all_gather(own), each)

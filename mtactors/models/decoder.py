@@ -161,6 +161,10 @@ class Decoder:
         """Return the logits of rows of `forward`'s result: (R, H) -> (R, vocab_rows) float32."""
         return self._head(hidden)
 
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """Return the likeliest sampleable id of rows of `forward`'s result: (R,) int32."""
+        return self._head.likeliest(hidden, self.spec.sampleable_ids)
+
     def _layer(self, index: int, weights: LayerWeights) -> _Layer:
         ops, comm = self._ops, self._comm
         attention = Attention(

@@ -122,6 +122,9 @@ class Runner:
         """Return ids of the rows that sample, in order, logprobs they asked for, and digests."""
         if not sampling.size:
             return np.empty(0, np.int32), [], b""
+        if self._group.world_size > 1 and not self._digests and self._sampler.greedy(slots):
+            # Every rank finds the same ids: nothing is left to broadcast.
+            return self._decoder.likeliest(hidden).cpu().numpy(), [], b""
         logits = self._decoder.logits(hidden)
         if self._group.rank:
             return self._group.broadcast_ids(None, sampling.size).numpy(), [], b""

@@ -64,6 +64,23 @@ def test_ranks_agree_with_one(case: str, tmp_path: Path) -> None:
         assert result.ids == alone.ids
 
 
+@pytest.mark.parametrize("overrides", [{}, {"vocab_size": 331}])
+def test_the_likeliest_ids_need_no_gathered_logits(
+    tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    directory = make_tiny_model(tmp_path, "llama", **overrides)
+    spec = load_spec(directory)
+
+    def both(comm: Comm) -> tuple[torch.Tensor, torch.Tensor]:
+        decoder = load_decoder(directory, spec, OPS, torch.float32, comm=comm)
+        hidden = torch.randn(90, spec.hidden_size, generator=torch.Generator().manual_seed(2))
+        return decoder.likeliest(hidden), decoder.logits(hidden)
+
+    for ids, logits in ThreadRanks(4).run(both):
+        assert ids.tolist() == logits[:, : spec.sampleable_ids].argmax(-1).tolist()
+        assert int(ids.max()) >= spec.vocab_rows // 2
+
+
 def test_normhead_commutes_with_cutting_the_vocabulary(tmp_path: Path) -> None:
     directory = make_tiny_model(tmp_path, "baichuan2-7b")
     alone = generate(directory)

@@ -196,3 +196,23 @@ def test_prompt_logprobs_are_appended_piece_by_piece() -> None:
     assert (len(whole.logprobs), len(whole.ranks), len(whole.top_ids)) == (5, 5, 15)
     truth = logits[:, :SAMPLEABLE].log_softmax(-1)
     assert abs(whole.logprobs[4] - float(truth[4, 44])) < 1e-5
+
+
+def test_only_rows_that_want_the_likeliest_id_and_no_more_are_greedy() -> None:
+    seated, _, slots = seat(
+        sampler(),
+        sampler(top_k=5, seed=7),
+        sampler(temperature=0.1),
+        sampler(logprobs=0),
+        sampler(frequency_penalty=0.5),
+        sampler(bias_ids=[3], bias_values=[1.0]),
+        sampler(min_tokens=2, stop_ids=[1]),
+    )
+    assert [seated.greedy(slots[row : row + 1]) for row in range(7)] == [True, True, *[False] * 5]
+    assert seated.greedy(slots[:2])
+    assert not seated.greedy(slots[:3])
+    # A rank that follows no grammars itself says the same as the one that does.
+    seated.start(0, 0, sampler(), grammar="{}")
+    assert not seated.greedy(slots[:1])
+    seated.start(0, 0, sampler())
+    assert seated.greedy(slots[:1])

@@ -59,6 +59,35 @@ async def test_two_ranks_give_the_tokens_of_one(uneven_model: Path, tmp_path: Pa
         assert await front.shut_down() == [0, 0]
 
 
+async def test_steps_of_greedy_rows_alone_and_with_others(
+    uneven_model: Path, tmp_path: Path
+) -> None:
+    truth = Naive(uneven_model)
+    async with HandFront(tmp_path, world_size=2) as front:
+        for rank in (0, 1):
+            front.spawn(rank)
+        await front.start_all(
+            [
+                configure(str(uneven_model), str(tmp_path), rank=rank, world_size=2)
+                for rank in (0, 1)
+            ]
+        )
+        plans = Plans()
+        first = await front.step(plans.next(new_row(0, LONG, [0, 1, 2, 3]), new_row(1, SHORT, [4])))
+        second = await front.step(plans.next(known_row(0), known_row(1)))
+        drawn = sampler(temperature=5.0, seed=3, top_k=300)
+        third = await front.step(
+            plans.next(known_row(0), known_row(1), new_row(2, SHORT, [5], spec=drawn))
+        )
+        fourth = await front.step(plans.next(known_row(0), known_row(1)))
+        # New rows come first in a plan's results.
+        ids = [first.ids, second.ids, third.ids[1:], fourth.ids]
+        assert [step[0] for step in ids] == truth.greedy(LONG, 4)
+        assert [step[1] for step in ids] == truth.greedy(SHORT, 4)
+        assert third.ids[0] >= 0
+        assert await front.shut_down() == [0, 0]
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 async def test_a_lost_rank_ends_the_other_with_a_report(
     tiny_model: Path, tmp_path: Path, victim: int
