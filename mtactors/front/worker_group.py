@@ -79,7 +79,6 @@ class GroupDead:
     usage: bool = False
 
 
-class _Evidence(IntEnum):
 def configuration(config: EngineConfig, epoch: int, rank: int, run_dir: Path) -> Configure:
     """Return what a worker is told to load."""
     model, cache = config.model, config.cache
@@ -108,6 +107,7 @@ def configuration(config: EngineConfig, epoch: int, rank: int, run_dir: Path) ->
     )
 
 
+class _Evidence(IntEnum):
     """How much a sign of a rank's end tells."""
 
     UNREACHABLE = 0
