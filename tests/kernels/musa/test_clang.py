@@ -17,7 +17,8 @@ from tests.kernels.musa.emulated import MUSA
 cindex = pytest.importorskip("clang.cindex", reason="libclang is not installed")
 
 SOURCES = sorted(MUSA.glob("*.mu"))
-DECLARED = Path(__file__).with_name("clang")
+#: The SDK's names, and what the kernels use of the C library.
+DECLARED = [Path(__file__).with_name(name) for name in ("clang", "freestanding")]
 
 
 def complaints(source: Path, arch: int, side: str) -> list[str]:
@@ -26,7 +27,7 @@ def complaints(source: Path, arch: int, side: str) -> list[str]:
         *("-x", "cuda", "-std=c++17", f"--cuda-{side}-only", "--cuda-gpu-arch=sm_80"),
         # No SDK and no system: neither their headers nor their versions count.
         *("-nocudainc", "-nocudalib", "--cuda-path=/nonexistent", "-nostdinc"),
-        *("-Wall", "-Wextra", f"-DMT_MUSA_ARCH={arch}", "-I", str(DECLARED)),
+        *("-Wall", "-Wextra", f"-DMT_MUSA_ARCH={arch}", *(f"-I{path}" for path in DECLARED)),
         *("-iquote", str(MUSA.parent), "-iquote", str(MUSA)),
     ]
     parsed = cindex.Index.create().parse(str(source), args=arguments)

@@ -1,16 +1,13 @@
-/* __half as it is declared where it cannot be made from nothing but conversions. */
+/* Declares __half and its two conversions for clang's CUDA mode. */
 #ifndef MTACTORS_CLANG_MUSA_FP16_H
 #define MTACTORS_CLANG_MUSA_FP16_H
 
 #include "musa_runtime.h"
 
 struct __half {
-  __half() = default;
-
- private:
-  __attribute__((unused)) unsigned short bits;
+  unsigned short bits;
 };
-__device__ float __half2float(__half value);
-__device__ __half __float2half(float value);
+__device__ float __half2float(__half);
+__device__ __half __float2half(float);
 
 #endif

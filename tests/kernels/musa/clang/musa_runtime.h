@@ -1,16 +1,14 @@
-/* Declarations of the MUSA names that the kernels use, for clang's own CUDA language without an SDK.
+/* Declares, for clang's own CUDA mode, what the device kernels use of the MUSA runtime and language.
  *
- * As in mcc, __MUSA_ARCH__ is there in the device pass only. Names are listed by hand: one that is
- * not here does not compile. Nothing is defined, so nothing can be run.
+ * MUSA's compiler is made from clang. This mode knows its rules of what host and device code may
+ * call and how a kernel is launched, and needs neither CUDA nor MUSA to check them. Declares only:
+ * nothing here runs. The names with cuda in them are those that clang itself looks for.
  */
 #ifndef MTACTORS_CLANG_MUSA_RUNTIME_H
 #define MTACTORS_CLANG_MUSA_RUNTIME_H
 
-#define __MUSACC__ 1
-#if defined(__CUDA_ARCH__)
-#define __MUSA_ARCH__ MT_MUSA_ARCH
-#endif
-#undef __CUDA_ARCH__
+#include <stddef.h>
+#include <stdint.h>
 
 #define __host__ __attribute__((host))
 #define __device__ __attribute__((device))
@@ -18,10 +16,12 @@
 #define __shared__ __attribute__((shared))
 #define __forceinline__ __inline__ __attribute__((always_inline))
 #define __launch_bounds__(...) __attribute__((launch_bounds(__VA_ARGS__)))
-#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __align__(n) __attribute__((aligned(n)))
 
-#include <stdint.h>
-#include <string.h>
+#define __MUSACC__ 1
+#if defined(__CUDA_ARCH__)
+#define __MUSA_ARCH__ MT_MUSA_ARCH
+#endif
 
 struct uint3 {
   unsigned x, y, z;
@@ -38,7 +38,11 @@ extern const __device__ uint3 threadIdx, blockIdx;
 extern const __device__ dim3 blockDim, gridDim;
 
 typedef struct musaStream* musaStream_t;
-enum musaError_t { musaSuccess = 0, musaErrorInvalidValue = 1 };
+extern "C" int __cudaPushCallConfiguration(dim3, dim3, size_t = 0, void* = nullptr);
+extern "C" int cudaConfigureCall(dim3, dim3, size_t = 0, musaStream_t = nullptr);
+extern "C" int cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, musaStream_t);
+
+enum musaError_t { musaErrorInvalidValue = 1 };
 enum musaDeviceAttr {
   musaDevAttrMaxSharedMemoryPerBlock,
   musaDevAttrWarpSize,
@@ -47,31 +51,25 @@ enum musaDeviceAttr {
   musaDevAttrComputeCapabilityMinor
 };
 musaError_t musaGetLastError();
-const char* musaGetErrorString(musaError_t error);
-musaError_t musaDeviceGetAttribute(int* value, musaDeviceAttr attribute, int device);
-
-/* What clang turns a launch into. */
-extern "C" int cudaConfigureCall(dim3 grid, dim3 block, size_t shared = 0, musaStream_t = nullptr);
-extern "C" unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared = 0,
-                                                void* stream = nullptr);
+const char* musaGetErrorString(musaError_t);
+musaError_t musaDeviceGetAttribute(int*, musaDeviceAttr, int);
 
 __device__ void __syncthreads();
+template <typename T>
+__device__ T __shfl_xor_sync(unsigned, T, int, int);
+template <typename T>
+__device__ T __shfl_sync(unsigned, T, int, int);
+template <typename T>
+__device__ T __shfl_up_sync(unsigned, T, unsigned, int);
+__device__ int atomicAdd(int*, int);
+__device__ unsigned atomicAdd(unsigned*, unsigned);
 
-#define MT_SHUFFLES(type)                                        \
-  __device__ type __shfl_sync(unsigned, type, int lane, int width); \
-  __device__ type __shfl_xor_sync(unsigned, type, int mask, int width); \
-  __device__ type __shfl_up_sync(unsigned, type, unsigned by, int width);
-MT_SHUFFLES(float)
-MT_SHUFFLES(int)
-MT_SHUFFLES(unsigned)
-
-__device__ int atomicAdd(int* address, int value);
-__device__ unsigned atomicAdd(unsigned* address, unsigned value);
-
+__device__ void* memcpy(void*, const void*, size_t);
 __device__ float fmaf(float, float, float);
 __device__ float fmaxf(float, float);
 __device__ float fminf(float, float);
+__device__ float fabsf(float);
 __device__ float sqrtf(float);
-__device__ float logf(float);
+__device__ float rsqrtf(float);
 
 #endif

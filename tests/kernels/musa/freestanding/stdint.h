@@ -1,6 +1,6 @@
 /* Of the C library's header what the kernels use: no compiler's or system's own is needed. */
-#ifndef MTACTORS_CLANG_STDINT_H
-#define MTACTORS_CLANG_STDINT_H
+#ifndef MTACTORS_FREESTANDING_STDINT_H
+#define MTACTORS_FREESTANDING_STDINT_H
 
 typedef __INT32_TYPE__ int32_t;
 typedef __INT64_TYPE__ int64_t;
