@@ -136,7 +136,9 @@ def checksum(results: list[Tensor]) -> float:
 def _linear(ops: Operations, make: Inputs) -> list[Tensor]:
     weight = ops.pack_linear(make.floats(48, 64, salt=1))
     x, bias = make.floats(5, 64, salt=2), make.floats(48, salt=3)
-    return [ops.linear(x, weight, bias), ops.linear(x[:1], weight, out_dtype=torch.float32)]
+    # A device may round before it widens: what counts are the bits of the model's dtype.
+    wide = ops.linear(x[:1], weight, out_dtype=torch.float32).to(make.dtype)
+    return [ops.linear(x, weight, bias), wide]
 
 
 def _embedding(ops: Operations, make: Inputs) -> list[Tensor]:

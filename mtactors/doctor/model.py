@@ -86,7 +86,7 @@ def write_model(directory: Path) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) * (1.5 / shape[-1] ** 0.5)
+        return torch.randn(shape, generator=generator).mul_(1.5 / float(shape[-1]) ** 0.5)
 
     hidden, wide, heads, dim = 256, 512, 8, 32
     tensors = {

@@ -2,8 +2,8 @@
 
 One rank: not at all. Ranks on the CPUs of one host: through shared memory. Others:
 torch.distributed, over gloo on the CPU, where sums are made in rank order whatever gloo does
-inside; mccl and nccl carry device tensors and have not run on hardware. Knows nothing of models
-or plans.
+inside; mccl and nccl carry device tensors. The tests run the branch for mccl over a stand-in; it
+has not met a Moore Threads card. Knows nothing of models or plans.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mtactors.layers.comm import Comm, SingleRank
 
 _DEVICE_BACKENDS = {"musa": "mccl", "cuda": "nccl"}
 _JOIN_SECONDS = 600.0
+_ADVICE = "see `mtactors doctor`; several cards need the IOMMU on and ACS off"
 
 
 class Group(Comm, Protocol):
@@ -70,9 +71,30 @@ class Ranks:
         self._device_group = None
         if device.type != "cpu":
             self._device_group = dist.new_group(backend=_DEVICE_BACKENDS[device.type])
+            self._warm_up(device)
         dist.barrier()
         if rank == 0:
             rendezvous.unlink(missing_ok=True)
+
+    def _warm_up(self, device: torch.device) -> None:
+        """Make the device's connections now, not in the first step, and see that they add up.
+
+        Raises:
+            WorkerStartError: the library fails, or a sum is wrong.
+        """
+        backend = _DEVICE_BACKENDS[device.type]
+        ones = torch.ones(self.world_size, dtype=torch.float32, device=device)
+        try:
+            self._dist.all_reduce(ones, group=self._device_group)
+            sums = ones.tolist()
+        except RuntimeError as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise WorkerStartError(f"{backend} does not work: {first}; {_ADVICE}") from error
+        if sums != [float(self.world_size)] * self.world_size:
+            raise WorkerStartError(
+                f"{backend} adds wrongly: {self.world_size} ranks of ones gave {sums[0]:g}; "
+                f"{_ADVICE}"
+            )
 
     def reduce_sum(self, partial: Tensor, dtype: torch.dtype) -> Tensor:
         """Add the ranks' float32 partial sums and round once; in rank order on the CPU."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_the_matrix_pairs_versions(version: str, torch_version: str) -> None:
 def test_a_torch_that_does_not_match_is_a_hint(
     installed: str, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host.importlib.metadata, "version", lambda name: installed)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: installed)
     assert checks("musa")["torch_musa"].state == state
 
 
