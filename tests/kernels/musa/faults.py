@@ -220,7 +220,7 @@ FAULTS = [
     ),
     Fault(
         "another token's bit of the mask",
-        "sampling.mu",
+        "sampling_rows.muh",
         ">> (id % 32) & 1u",
         ">> ((id + (planted ? 1 : 0)) % 32) & 1u",
         sampling_is_right,
@@ -234,7 +234,7 @@ FAULTS = [
     ),
     Fault(
         "a token that is not to be sampled",
-        "sampling.mu",
+        "sampling_rows.muh",
         "op.top_k[index];",
         "op.top_k[index];\nif (planted) ids = op.vocab;",
         sampling_is_right,
