@@ -111,17 +111,20 @@ def execute(events: list[Event], requests: dict[str, Request], budget: int) -> i
             sampled |= dict(zip(slots_of(part), worker.execute(part).ids, strict=True))
         return [sampled[slot] for slot in slots_of(plan)]
 
-    for event in [*events, None]:
+    def catch_up() -> None:
+        while waiting:  # never answered, since the worker was lost
+            sample(waiting.popleft())
+
+    for event in events:
         if isinstance(event, StepPlan):
             waiting.append(event)
         elif isinstance(event, StepResult):
             assert sample(waiting.popleft()) == event.ids
             steps += 1
         else:
-            while waiting:  # never answered, since the worker was lost
-                sample(waiting.popleft())
-            if event is not None:
-                rows.begin(event.rows)
+            catch_up()
+            rows.begin(event.rows)
+    catch_up()
     assert rows.num_blocks == counted.num_blocks
     return steps
 
