@@ -21,6 +21,8 @@ import numpy.typing as npt
 from mtactors.errors import WireError
 from mtactors.wire.messages import KnownRow, NewRow, StepPlan
 
+_MOST_ALPHA = float(1 << 20)
+
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -145,6 +147,8 @@ class Rows:
             0 < count < self.tokens.shape[1] and 0 < row.prompt_len <= count,
             f"starts a row of {count} tokens with a prompt of {row.prompt_len} in slot {slot}",
         )
+        alpha = row.rope_alpha  # each has a table of its own
+        self._require(1.0 <= alpha <= _MOST_ALPHA, f"stretches rope by {alpha} in slot {slot}")
         tokens = self.tokens[slot, :count]
         tokens[:] = row.tokens
         self._require(
