@@ -63,7 +63,7 @@ def budget(memory: Memory, weight_bytes: int, working_bytes: int, configure: Con
     """Return the bytes that this rank's cache may take.
 
     Args:
-        memory: as it was before the weights were loaded.
+        memory: as it was before the weights were loaded; or after, with `weight_bytes` 0.
         weight_bytes: of this rank.
         working_bytes: what a step's tensors take at most, of this rank.
     """

@@ -26,6 +26,7 @@ from mtactors.worker.comm import Group
 from mtactors.worker.device import Device, Memory, open_device
 from mtactors.worker.grammar import Grammars, Vocabulary
 from mtactors.worker.kv_cache import KvCache, KvShape
+from mtactors.worker.profile import measure_step
 from mtactors.worker.rows import Rows
 from mtactors.worker.runner import Runner
 from mtactors.worker.sampler import Sampler
@@ -133,8 +134,8 @@ def _load_decoder(configure: Configure, ops: Operations, group: Group, device: D
             reshard=configure.reshard,
         )
     except RuntimeError as error:
-        # torch's host allocator has no exception class of its own.
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        # torch's host allocator has no exception class of its own, nor has every device's.
+        if any(text in str(error).lower() for text in ("out of memory", "can't allocate memory")):
             raise MemoryError(f"no memory for the weights of {directory}") from error
         raise
 
@@ -148,10 +149,15 @@ def _make_cache(
         memory: as it was before the weights were loaded.
     """
     spec = decoder.spec
-    working = kv_cache.working_bytes(
-        configure, spec.hidden_size, spec.intermediate_size, spec.vocab_rows
-    )
-    budget = kv_cache.budget(memory, decoder.weights.num_bytes(), working, configure)
+    if memory.shared or configure.kv_cache_memory_bytes:
+        working = kv_cache.working_bytes(
+            configure, spec.hidden_size, spec.intermediate_size, spec.vocab_rows
+        )
+        budget = kv_cache.budget(memory, decoder.weights.num_bytes(), working, configure)
+    else:
+        # Nobody else draws from a device's own memory: what is left can be known, not guessed.
+        working = measure_step(decoder, device, configure)
+        budget = kv_cache.budget(device.memory(), 0, working, configure)
     shape = KvShape(spec.num_layers, decoder.kv_heads, spec.head_dim, decoder.dtype)
     # The least room first, then the blocks: every rank refuses, or none.
     blocks = kv_cache.count_blocks(group.minimum(budget), shape, configure)

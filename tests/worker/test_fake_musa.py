@@ -162,6 +162,45 @@ async def test_a_worker_computes_on_the_card(
     assert await front.shut_down() == [0]
 
 
+@pytest.mark.parametrize("tokens", [300, 64])
+async def test_the_cache_takes_what_the_largest_step_leaves(
+    front: HandFront, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    total = 48 << 20
+    monkeypatch.setenv("FAKE_MUSA_BYTES", str(total))
+    front.spawn()
+    config = settings(
+        tiny_model,
+        front.run_dir,
+        kv_cache_memory_bytes=0,
+        max_num_batched_tokens=tokens,
+        gpu_memory_utilization=1.0,
+    )
+    _, ready = await front.start(config)
+    assert total // 2 < ready.kv_bytes < total - ready.weight_bytes
+    # The largest steps that there can be, of long prompts and of many: the card has no more.
+    plans = Plans()
+    long = [new_row(slot, [7 + slot] * 64, list(range(4 * slot, 4 * slot + 4))) for slot in (0, 1)]
+    for row in long[: max(1, tokens // 64 // 2)]:
+        assert len((await front.step(plans.next(row))).ids) == 1
+    short = [new_row(slot, [9] * 8, [20 + slot]) for slot in range(2, 8)]
+    assert len((await front.step(plans.next(*short))).ids) == 6
+    assert await front.shut_down() == [0]
+
+
+async def test_a_step_that_has_no_room_says_what_to_lower(
+    front: HandFront, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_MUSA_BYTES", str(1 << 20))
+    front.spawn()
+    config = settings(
+        tiny_model, front.run_dir, kv_cache_memory_bytes=0, max_num_batched_tokens=2048
+    )
+    failed = await failure(front, replace(config, golden_check=False))
+    assert failed.kind == "usage"
+    assert "no memory for a step of 2048 tokens" in failed.message
+
+
 async def test_two_cards_add_up_to_one(
     tmp_path: Path, musa: None, tiny_model: Path, naive: Naive
 ) -> None:

@@ -1,7 +1,7 @@
 """The fake cards' collectives: a backend named mccl that hands the bytes to gloo."""
 
 # What this imitates is written in C++, or not typed.
-# mypy: disable-error-code="override,attr-defined,name-defined,call-arg,misc,no-any-return,no-untyped-call"
+# mypy: disable-error-code="override,attr-defined,name-defined,call-arg,misc,no-any-return"
 from __future__ import annotations
 
 import os
