@@ -33,8 +33,11 @@ sums = group.reduce_sum(partial.clone(), torch.bfloat16)
 alone = torch.cat([group.reduce_sum(row[None].clone(), torch.bfloat16) for row in partial])
 gathered = group.all_gather(torch.tensor([[rank, 10.0], [20.0, rank]]))
 ids = torch.tensor([7, -1, 9], dtype=torch.int32) if rank == 0 else None
+maps = Path("/proc/self/maps").read_text()
 found = {
     "unlinked": unlinked,
+    "in_dev_shm": "/dev/shm" in maps,
+    "anonymous": "memfd:mtactors-ranks" in maps,
     "sums": sums.float().tolist(),
     "batch_invariant": torch.equal(sums, alone),
     "gathered": gathered.tolist(),
@@ -82,6 +85,15 @@ def test_everybody_learns_rank_0s_ids_and_the_least_value(found: list[dict[str, 
 
 def test_the_rendezvous_file_is_gone_once_all_have_joined(found: list[dict[str, Any]]) -> None:
     assert found[0]["unlinked"]
+
+
+def test_ranks_keep_nothing_in_dev_shm(
+    found: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
+    """A container gives /dev/shm 64 MB by default: whatever lies there could run out."""
+    assert not any(rank["in_dev_shm"] for rank in found)
+    shared = request.node.callspec.params["found"] == "shared"
+    assert [rank["anonymous"] for rank in found] == [shared] * _RANKS
 
 
 def test_one_rank_alone_needs_nobody() -> None:
