@@ -28,7 +28,7 @@ NO_COMPILER = "no C++ compiler (c++, or what CXX names) to build device kernels 
 
 _FLAGS = [
     *("-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"),
-    *("-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"),
+    *("-ffp-contract=off", "-fno-strict-aliasing"),
 ]
 
 
