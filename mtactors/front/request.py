@@ -12,6 +12,8 @@ from mtactors.outputs import FinishReason
 from mtactors.sampling_params import SamplingParams
 from mtactors.wire.messages import PromptLogprobs, SamplerSpec, TokenLogprobs
 
+_ENOUGH = (1 << 31) - 1  # more than any vocabulary or context has, and it fits the wire
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
@@ -46,14 +48,14 @@ class Request:
         bias = params.logit_bias or {}
         return SamplerSpec(
             temperature=0.0 if params.greedy else params.temperature,
-            top_k=params.top_k,
+            top_k=min(params.top_k, _ENOUGH),
             top_p=params.top_p,
             min_p=params.min_p,
             repetition_penalty=params.repetition_penalty,
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             seed=self.seed,
-            min_tokens=params.min_tokens,
+            min_tokens=min(params.min_tokens, _ENOUGH),
             logprobs=-1 if params.logprobs is None else params.logprobs,
             stop_ids=sorted(self.stop_ids),
             bias_ids=list(bias),

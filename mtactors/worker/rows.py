@@ -149,6 +149,10 @@ class Rows:
         )
         alpha = row.rope_alpha  # each has a table of its own
         self._require(1.0 <= alpha <= _MOST_ALPHA, f"stretches rope by {alpha} in slot {slot}")
+        self._require(
+            -1 <= row.prompt_logprobs <= self.vocabulary,
+            f"asks for logprobs of {row.prompt_logprobs} ids in slot {slot}",
+        )
         tokens = self.tokens[slot, :count]
         tokens[:] = row.tokens
         self._require(

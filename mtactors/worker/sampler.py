@@ -15,12 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mtactors.errors import WireError
 from mtactors.kernels import Operations, SamplingBatch
 from mtactors.wire.messages import PromptLogprobs, SamplerSpec, TokenLogprobs
 from mtactors.worker.grammar import Grammars
 from mtactors.worker.rows import Int32s, Int64s, Rows, id_bits
 
 _EMPTY = np.empty(0, np.int32)
+_MOST = (1 << 31) - 1
 
 # Columns of the float and int tables, in the order of their arrays below.
 _FLOATS = 6  # temperature, top_p, min_p, repetition, presence, frequency
@@ -91,7 +93,11 @@ class Sampler:
 
         Args:
             name: the request's id, for the log.
+
+        Raises:
+            WireError: the spec has numbers that do not fit together, or no table.
         """
+        _check(spec, choice, self._sampleable)
         if self._grammars is not None:
             self._grammars.start(slot, name, grammar)
         self._floats[:, slot] = (
@@ -321,6 +327,22 @@ class Sampler:
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _check(spec: SamplerSpec, choice: int, sampleable: int) -> None:
+    """Refuse what the front would never send.
+
+    Raises:
+        WireError: in words.
+    """
+    if not (min(spec.top_k, choice) >= 0 and max(spec.top_k, choice) <= _MOST):
+        raise WireError(f"top_k {spec.top_k} or choice {choice} is out of range")
+    if not -1 <= spec.logprobs <= sampleable:
+        raise WireError(f"logprobs of {spec.logprobs} ids are asked for")
+    if len(spec.bias_ids) != len(spec.bias_values):
+        raise WireError("biases and their ids are not as many")
+    if min(spec.bad_lengths, default=1) < 1 or sum(spec.bad_lengths) != len(spec.bad_ids):
+        raise WireError("the lengths of bad words do not fit their ids")
 
 
 def _split(ids: list[int], lengths: list[int]) -> tuple[Int32s, ...]:

@@ -180,6 +180,28 @@ async def test_a_restart_on_command_reloads_the_weights(model: Path, tmp_path: P
     assert before != after
 
 
+EXTREMES: list[dict[str, Any]] = [
+    {"top_k": 2**31}, {"top_k": 2**40}, {"top_k": 2**70}, {"top_p": 5e-324}, {"min_p": 1.0},
+    {"repetition_penalty": 5e-324}, {"repetition_penalty": 100.0}, {"temperature": 100.0},
+    {"temperature": 2e-5}, {"seed": -(2**63)}, {"seed": 2**63 - 1}, {"max_tokens": 2**70},
+    {"presence_penalty": -2.0, "frequency_penalty": 2.0}, {"min_tokens": 2**70, "max_tokens": None},
+    {"logit_bias": dict.fromkeys(range(300), -100.0)}, {"truncate_prompt_tokens": 2**70},
+]  # fmt: skip
+
+
+async def test_extreme_values_are_no_poison(model: Path) -> None:
+    engine = await start(model, max_num_seqs=32)
+    try:
+        for number, extreme in enumerate(EXTREMES):
+            values: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_tokens": 6, **extreme}
+            stream = engine.submit(f"{number}", [5, 6, 7], SamplingParams(**values))
+            output = (await read_slowly(stream))[-1]
+            assert output.finished and output.outputs[0].finish_reason in ("stop", "length")
+        assert engine.stats().restarts == 0
+    finally:
+        await engine.stop()
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
