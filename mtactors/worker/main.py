@@ -33,6 +33,7 @@ from mtactors.wire.channel import WorkerChannel
 from mtactors.wire.messages import (
     PROTOCOL_VERSION,
     Configure,
+    FrontMessage,
     Hello,
     Progress,
     Shutdown,
@@ -65,6 +66,7 @@ class Worker:
         self._epoch = epoch
         self._rank = rank
         self._fault: faults.Fault | None = None
+        self._ahead: FrontMessage | None = None
         self.seq = 0
 
     def run(self) -> None:
@@ -102,7 +104,7 @@ class Worker:
             page.enter(plan.seq)
             if self._fault is not None:
                 self._fault.at_step(plan, begun=True)
-            result = runner.run(plan, arrived)
+            result = runner.run(plan, arrived, self._read_ahead)
             page.leave()
             if result is not None:
                 self._channel.send(result)
@@ -113,7 +115,9 @@ class Worker:
         Raises:
             WireError: a gap, a repeat, or a message of another epoch.
         """
-        message = self._channel.recv()
+        message, self._ahead = self._ahead, None
+        if message is None:
+            message = self._channel.recv()
         if isinstance(message, Shutdown):
             raise _Stopped
         if not isinstance(message, StepPlan):
@@ -125,6 +129,10 @@ class Worker:
             )
         self.seq = message.seq
         return message
+
+    def _read_ahead(self) -> None:
+        """Decode what has come meanwhile; it is looked at when the step in hand is done."""
+        self._ahead = self._channel.recv(0)
 
     def _await_configure(self) -> Configure:
         while True:

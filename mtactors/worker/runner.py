@@ -7,6 +7,7 @@ nothing of sockets or processes; the front is known by its plans alone.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -59,11 +60,15 @@ class Runner:
         self._logits_rows = max(1, num_bytes // (4 * self._decoder.spec.vocab_rows))
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan, arrived: float) -> StepResult | None:
+    def run(
+        self, plan: StepPlan, arrived: float, meanwhile: Callable[[], None] | None = None
+    ) -> StepResult | None:
         """Execute a plan; return what it produced on rank 0, None on other ranks.
 
         Args:
             arrived: time.perf_counter() when the plan was received.
+            meanwhile: called when a device has all its work and the host would only wait for it;
+                never on a CPU, which has no time to spare.
 
         Raises:
             WireError: the plan does not fit what is here; nothing has been computed.
@@ -89,7 +94,7 @@ class Runner:
             else:
                 hidden = self._forward(batch, self._tensor(batch.last_tokens[sampling]))
             ids[sampling], logprobs, digests = self._sample(
-                sampling, chunks.slots[sampling], hidden
+                sampling, chunks.slots[sampling], hidden, meanwhile
             )
             self._rows.advance(chunks, ids[chunks.samples])
         if self._group.rank:
@@ -117,18 +122,28 @@ class Runner:
         self._ops.copy_blocks(self._cache.tensors, table)
 
     def _sample(
-        self, sampling: Int64s, slots: Int64s, hidden: Tensor
+        self,
+        sampling: Int64s,
+        slots: Int64s,
+        hidden: Tensor,
+        meanwhile: Callable[[], None] | None,
     ) -> tuple[Int32s, list[TokenLogprobs], bytes]:
         """Return ids of the rows that sample, in order, logprobs they asked for, and digests."""
         if not sampling.size:
             return np.empty(0, np.int32), [], b""
+        if meanwhile is None or self._device.type == "cpu":
+            meanwhile = _nothing
         if self._group.world_size > 1 and not self._digests and self._sampler.greedy(slots):
             # Every rank finds the same ids: nothing is left to broadcast.
-            return self._decoder.likeliest(hidden).cpu().numpy(), [], b""
+            likeliest = self._decoder.likeliest(hidden)
+            meanwhile()
+            return likeliest.cpu().numpy(), [], b""
         logits = self._decoder.logits(hidden)
         if self._group.rank:
+            meanwhile()
             return self._group.broadcast_ids(None, sampling.size).numpy(), [], b""
         chosen = self._sampler.sample(logits, slots, self._rows)
+        meanwhile()
         # The other ranks get on with it while rank 0 looks at logprobs.
         ids = self._group.broadcast_ids(chosen, sampling.size)
         logprobs = self._sampler.logprobs(logits, chosen, sampling, slots)
@@ -162,3 +177,7 @@ class Runner:
 
     def _tensor(self, tokens: Int64s) -> Tensor:
         return torch.from_numpy(tokens).to(self._device)
+
+
+def _nothing() -> None:
+    pass

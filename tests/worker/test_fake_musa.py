@@ -6,6 +6,7 @@ that a forgotten `.to(device)` fails. What is not: Moore Threads' software and c
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtactors.wire.messages import Configure, Hello, WorkerFailed
+from mtactors.wire.messages import Configure, Hello, StepResult, WorkerFailed
 from tests.source_tree import ROOT
 from tests.worker.fronts import HandFront
 from tests.worker.naive import Naive
@@ -265,3 +266,38 @@ async def test_a_card_without_room_for_the_weights_says_so(
     failed = await failure(front, settings(tiny_model, front.run_dir, golden_check=False))
     assert failed.kind == "usage"
     assert "no memory for the weights" in failed.message
+
+
+async def test_a_plan_that_comes_early_is_taken_in_its_turn(
+    front: HandFront, tiny_model: Path, naive: Naive
+) -> None:
+    """Plans, and the end, are decoded while the card computes, and done in order."""
+    front.spawn()
+    await front.start(settings(tiny_model, front.run_dir))
+    plans = Plans()
+    front.send(plans.next(new_row(0, SHORT, [0])))
+    front.send(plans.next(known_row(0)))
+    ids = []
+    for _ in range(6):
+        ids.append((await front.receive(StepResult)).ids[0])
+        front.send(plans.next(known_row(0)))
+    ids.append((await front.receive(StepResult)).ids[0])
+    codes = asyncio.create_task(front.shut_down())
+    ids.append((await front.receive(StepResult)).ids[0])
+    assert ids == naive.greedy(SHORT, 8)
+    assert await codes == [0]
+
+
+async def test_a_gap_that_was_read_early_still_ends_the_worker(
+    front: HandFront, tiny_model: Path
+) -> None:
+    front.spawn()
+    await front.start(settings(tiny_model, front.run_dir))
+    plans = Plans()
+    first = plans.next(new_row(0, SHORT, [0]))
+    plans.next(known_row(0))
+    front.send(first)
+    front.send(plans.next(known_row(0)))
+    assert len((await front.receive(StepResult)).ids) == 1
+    failed = await front.failure()
+    assert "expected plan 2 of epoch 1, got plan 3" in failed.message
