@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import random
+import re
 import signal
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
