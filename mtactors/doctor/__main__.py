@@ -46,17 +46,18 @@ def main(device: str, kernels: str, build: bool, tp: int, as_json: bool) -> None
 
 
 def _examine(report: Report, kernels: str, build: bool, tp: int, directory: Path) -> None:
-    report.add(host.host_checks(report.device))
+    looked = list(host.host_checks(report.device))
     if build:
         check, library = build_library(directory)
-        report.add([check])
+        looked.append(check)
         if library is not None:
             kernels = str(library)
     try:
         device = devices.open_device(report.device)
     except MtactorsError as error:
-        report.add([Check("device", "failed", str(error), "mend what failed above")])
+        report.add([*looked, Check("device", "failed", str(error), "mend what failed above")])
         return
+    report.add([host.softened(check) for check in looked])
     memory = device.memory()
     free = f"{memory.free / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
     number = "" if device.capability is None else " {}.{}".format(*device.capability)

@@ -6,6 +6,7 @@ Reads files, versions and the output of the vendor's own tools; computes nothing
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -26,6 +27,8 @@ _MIB = 1 << 20
 _SMALL_SHM = 64 * _MIB
 # What goes with what: torch_musa names the torch that it was made for, from 2.5 on.
 _OLD_PAIRS = {"1.3": "2.2", "2.0": "2.2"}
+# Checks that only look where things usually are.
+_FILES_ONLY = ("driver", "cards", "torch_musa")
 _HOMES = ("/usr/local/musa",)
 
 
@@ -35,6 +38,14 @@ def host_checks(device: str) -> Iterator[Check]:
     yield Check("torch", "ok", torch.__version__)
     yield from {"cpu": _cpu, "musa": _musa, "cuda": _cuda}[device]()
     yield _shared_memory(device)
+
+
+def softened(check: Check) -> Check:
+    """Return what a check of files is worth once the device has been opened: a hint at most."""
+    if check.state != "failed" or check.name not in _FILES_ONLY:
+        return check
+    found = f"{check.found}; and yet the device works"
+    return dataclasses.replace(check, state="hint", found=found)
 
 
 def toolkit_home() -> Path | None:

@@ -29,7 +29,11 @@ def operation_checks(device: Device, name: str) -> Iterator[Check]:
     except MtactorsError as error:
         yield Check("kernels", "failed", str(error), "see docs/musa.md on how they are built")
         return
-    yield Check("kernels", "ok", ops.name)
+    if name == "auto" and ops.name == "reference":
+        slow = "plain torch computes everything, slowly"
+        yield Check("kernels", "hint", slow, "build the kernels: see docs/musa.md, or try --build")
+    else:
+        yield Check("kernels", "ok", ops.name)
     for label, dtype in _DTYPES.items():
         if dtype is torch.bfloat16 and not has_bfloat16(device):
             yield Check(f"operations {label}", "skipped", "this architecture has no bfloat16")

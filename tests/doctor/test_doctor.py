@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtactors import kernels
 from mtactors.doctor import build, model, operations
 from mtactors.doctor.model import Trial
 from mtactors.worker.device import open_device
 from tests.kernels.test_golden import Broken, last_column
+from tests.source_tree import ROOT
+
+FAKES = str(ROOT / "tests" / "fakes")
 
 
 def run_doctor(*options: str, **environment: str) -> tuple[int, str]:
@@ -49,6 +53,19 @@ def test_without_a_card_the_doctor_says_what_is_missing() -> None:
     assert (code, found["ok"]) == (1, False)
     failed = {check["name"]: check for check in found["checks"] if check["state"] == "failed"}
     assert failed["device"]["found"].startswith("device: musa is not available: ")
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="no devices written in Python")
+def test_a_card_that_works_is_found_well_whatever_the_files_say() -> None:
+    """Over the stand-in for torch_musa: on this host there is neither driver nor toolkit."""
+    code, said = run_doctor("--device", "musa", "--tp", "2", "--json", PYTHONPATH=FAKES)
+    found = json.loads(said.splitlines()[-1])
+    assert (code, found["ok"]) == (0, True), said
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["device"]["found"].startswith("Fake MTT S4000 2.2, ")
+    assert checks["tp 2 = tp 1"]["state"] == "ok"
+    for name in ("driver", "cards", "torch_musa"):
+        assert checks[name]["state"] in ("ok", "hint")
 
 
 def test_a_broken_operation_is_named_with_error_and_remedy(
