@@ -131,6 +131,34 @@ if path is not None:
     assert found == []
 
 
+def test_a_decoder_on_a_card_runs_on_device_kernels_alone(
+    tiny_model: Path, tmp_path: Path, naive: Naive
+) -> None:
+    found = in_a_process(
+        f"""
+from mtactors import kernels
+from mtactors.kernels import device as devices
+from mtactors.worker import startup
+sys.path.append({str(ROOT)!r})  # mtactors takes it off when it is imported
+from tests.worker.plans import Plans, configure, known_row, new_row
+path = devices.installed_library("emulated-musa")
+found = None
+if path is not None:
+    ops = devices.open_library(str(path), device_type="musa")
+    kernels.load = lambda device, name: ops
+    config = configure({str(tiny_model)!r}, {str(tmp_path)!r}, device="musa")
+    runner, ready = startup.prepare(config, lambda phase, seconds: None)
+    plans = Plans()
+    steps = [plans.next(new_row(0, {SHORT!r}, [0]))] + [plans.next(known_row(0)) for _ in range(4)]
+    ids = [runner.run(plan, 0.0).ids[0] for plan in steps]
+    found = [ready.kernels, list(ops.reference), ids]
+"""
+    )
+    if found is None:
+        pytest.skip("this installation has no emulated kernels")
+    assert found == ["emulated-musa", [], naive.greedy(SHORT, 5)]
+
+
 @pytest.fixture
 def musa(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers find the stand-in, and nothing but the reference computes."""
