@@ -94,9 +94,7 @@ class HandFront:
 
     def spawn_command(self, command: list[str]) -> subprocess.Popen[bytes]:
         """Start a process that inherits the pipe."""
-        process = subprocess.Popen(
-            command, env=worker_environment(1), pass_fds=(self.parent_pipe,)
-        )
+        process = subprocess.Popen(command, env=worker_environment(1), pass_fds=(self.parent_pipe,))
         self.processes.append(process)
         return process
 
