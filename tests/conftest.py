@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +32,14 @@ settings.load_profile("mtactors")
 
 HAS_TORCH = find_spec("torch") is not None
 TORCH_PACKAGES = [["mtactors", unit] for unit in TORCH_UNITS]
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory whose path is short enough for sockets, as `tmp_path` is not under xdist."""
+    path = Path(tempfile.mkdtemp(prefix="mt", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
 
 
 @cache

@@ -17,8 +17,6 @@ from benchmarks.hardship.server import Server
 from benchmarks.hardship.streams import Answer, Choice, compare
 from tests.entrypoints.openai.server_process import command
 
-pytest_plugins = ("tests.front.conftest",)
-
 ARGUMENTS = Namespace(
     seed=3,
     tokens=24,

@@ -25,10 +25,11 @@ cmake_minimum_required(VERSION 3.18...4.0)
 project(check NONE)
 include({build})
 """
-MCC = """#!/bin/sh
+# A call is one write: the build runs several at once.
+MCC = r"""#!/bin/sh
 [ "$1" = --version ] && { echo "mcc version 4.3.0"; echo "more"; exit 0; }
-printf '%s|' "$@" >> "LOG"
-echo >> "LOG"
+line=$(printf '%s|' "$@")
+printf '%s\n' "$line" >> "LOG"
 THEN
 while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done
 """
