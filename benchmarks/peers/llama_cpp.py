@@ -12,12 +12,12 @@ import http.client
 import json
 import os
 import re
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 from benchmarks.peers.protocol import Options, Recording, Workload
+from benchmarks.peers.server import free_port
 
 _START_SECONDS = 300.0
 _REQUEST_SECONDS = 600.0
@@ -29,9 +29,7 @@ class Engine:
     def start(self, options: Options) -> dict[str, object]:
         """Start llama-server."""
         self._options = options
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         # A slot has an equal part of the context; the mixed workload never runs more than 32.
         slots = min(options.max_streams, 32)
         self._server = subprocess.Popen(

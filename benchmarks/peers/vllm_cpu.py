@@ -12,21 +12,26 @@ from benchmarks.peers.protocol import Options, Recording, Workload, record_steps
 _GIB = 1 << 30
 
 
+def environment(threads: int, cache_gib: int) -> dict[str, str]:
+    """Return the variables that let it use `threads` cores and so much KV cache."""
+    # By default it leaves a core to its front and so half of a machine with two unused.
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
 class Engine:
     """vllm-cpu with its defaults: compiled graphs, chunked prefill, prefix caching."""
 
     def start(self, options: Options) -> dict[str, object]:
         """Load and compile."""
-        # By default it leaves a core to its front and so half of a machine with two unused.
-        cores = sorted(os.sched_getaffinity(0))[: options.threads]
         cache = -(-options.kv_bytes // _GIB)
-        os.environ.update(
-            VLLM_CPU_OMP_THREADS_BIND=",".join(map(str, cores)),
-            VLLM_CPU_NUM_OF_RESERVED_CPU="0",
-            VLLM_CPU_KVCACHE_SPACE=str(cache),
-            VLLM_NO_USAGE_STATS="1",
-            HF_HUB_OFFLINE="1",
-        )
+        os.environ.update(environment(options.threads, cache))
         vllm = importlib.import_module("vllm")
         self._params = vllm.SamplingParams
         args = vllm.EngineArgs(
