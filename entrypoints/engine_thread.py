@@ -45,7 +45,9 @@ class EngineThread:
         self._on_phase = on_phase
         self._loop = uvloop.new_event_loop()
         self._started: concurrent.futures.Future[Engine] = concurrent.futures.Future()
-        self._stopping: asyncio.Event | None = None
+        self._stopping = asyncio.Event()
+        self._posting = threading.Lock()  # held to post to the loop, and to end posting
+        self._ended = False  # nothing posted from now on would run
         self._thread = threading.Thread(target=self._run, name="mtactors-engine", daemon=True)
         self._thread.start()
         self._atexit = weakref.WeakMethod(self.shutdown)
@@ -74,16 +76,19 @@ class EngineThread:
         future = self.schedule(coroutine)
         try:
             return future.result()
+        except concurrent.futures.CancelledError as error:
+            raise EngineDeadError("the engine was shut down meanwhile") from error
         except BaseException:
             future.cancel()
             raise
 
     def schedule(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start a coroutine on the engine's loop."""
-        if not self.alive:
-            coroutine.close()
-            raise EngineDeadError("the engine has been shut down")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._posting:
+            if not self._ended:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        raise EngineDeadError("the engine has been shut down")
 
     def stream(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, **extra: Any
@@ -94,8 +99,9 @@ class EngineThread:
     def shutdown(self) -> None:
         """Stop engine, workers and thread; idempotent."""
         atexit.unregister(_call_weakly)
-        if self.alive and self._stopping is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+        with self._posting:
+            if not self._ended:
+                self._loop.call_soon_threadsafe(self._stopping.set)
         margin = self._args.shutdown_timeout + _STOP_MARGIN
         if threading.current_thread() is not self._thread:
             self._thread.join(margin)
@@ -105,11 +111,13 @@ class EngineThread:
         try:
             self._loop.run_until_complete(self._main())
         finally:
+            with self._posting:
+                self._ended = True
+            self._loop.run_until_complete(_cancel_others())
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
     async def _main(self) -> None:
-        self._stopping = asyncio.Event()
         starting = asyncio.ensure_future(launch(self._args, on_phase=self._on_phase))
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -130,6 +138,14 @@ class EngineThread:
             await self._stopping.wait()
         finally:
             await engine.stop()
+
+
+async def _cancel_others() -> None:
+    """End what was posted before posting ended, so that no caller waits for ever."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _bridge(
