@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import mmap
 import os
@@ -374,7 +375,7 @@ class ThreadWorker:
         except _Ended as ended:
             end = WorkerExit(-self._signal if self._signal else ended.code, ended.words)
         channel.close()
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # after SIGKILL nobody waits: the loop may be gone
             self._loop.call_soon_threadsafe(self._end, end)
 
     def _is_alive(self) -> bool:
