@@ -23,10 +23,7 @@ namespace {
 // One unit of a product: a float, or a pair of bf16 in a dword.
 MT_INLINE vf multiply_add(float a, vf b, vf c) { return vfma(vset(a), b, c); }
 #if defined(__AVX512BF16__)
-MT_INLINE vf multiply_add(uint32_t a, vf b, vf c) {
-  return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))),
-                          reinterpret_cast<__m512bh>(b));
-}
+MT_INLINE vf multiply_add(uint32_t a, vf b, vf c) { return vdot_pairs(a, vbits(b), c); }
 #endif
 
 // c[r][j] += sum over k of a[r][k] b[k][j], k ascending.
@@ -99,7 +96,7 @@ struct Layout {  // U = float: widened
 #if defined(__AVX512BF16__)
 template <>
 struct Layout<bf16, uint32_t> {
-  static constexpr int kPerUnit = 2;
+  [[maybe_unused]] static constexpr int kPerUnit = 2;
   MT_INLINE static vi load(const bf16* p, int n) {
     if (n >= 2 * W) return viload(p);
     return _mm512_maskz_loadu_epi16(n > 0 ? (1u << n) - 1u : 0u, p);

@@ -146,11 +146,10 @@ inline void multiply_bf16(const bf16* a, int64_t lda, const bf16* b, int k, floa
     prefetch(reinterpret_cast<const char*>(b) + 4096 + 64);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
-      int32_t pair;
+      uint32_t pair;
       memcpy(&pair, a + r * lda + 2 * i, 4);
-      const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-      acc[r][0] = _mm512_dpbf16_ps(acc[r][0], x, reinterpret_cast<__m512bh>(b0));
-      acc[r][1] = _mm512_dpbf16_ps(acc[r][1], x, reinterpret_cast<__m512bh>(b1));
+      acc[r][0] = vdot_pairs(pair, b0, acc[r][0]);
+      acc[r][1] = vdot_pairs(pair, b1, acc[r][1]);
     }
     b += 2 * kPanel;
   }

@@ -144,6 +144,17 @@ MT_INLINE void vstore(f16* p, vf a) {
 MT_INLINE void vstoren(float* p, vf a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
 MT_INLINE void vstoren(bf16* p, vf a, int n) { _mm256_mask_storeu_epi16(p, first(n), to_bf16(a)); }
 MT_INLINE void vstoren(f16* p, vf a, int n) { _mm256_mask_storeu_epi16(p, first(n), to_f16(a)); }
+#if defined(__AVX512BF16__)
+// c + the products of a pair of bf16 in a dword with those in b's dwords.
+MT_INLINE vf vdot_pairs(uint32_t a, vi b, vf c) {
+  vi pairs = viset(static_cast<int32_t>(a));
+#if defined(__clang__) && (__clang_major__ == 16 || __clang_major__ == 17)
+  // These recurse for ever when they turn a broadcast of dwords into one of bf16: hide it.
+  __asm__("" : "+v"(pairs));
+#endif
+  return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(b));
+}
+#endif
 
 #else
 
