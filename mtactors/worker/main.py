@@ -97,6 +97,7 @@ class Worker:
 
     def _serve(self, runner: Runner, page: StepPage) -> None:
         while True:
+            self._prepare(runner)
             plan = self._receive_plan()
             arrived = time.perf_counter()
             if self._fault is not None:
@@ -108,6 +109,11 @@ class Worker:
             page.leave()
             if result is not None:
                 self._channel.send(result)
+
+    def _prepare(self, runner: Runner) -> None:
+        """Prepare for later steps: a little after each one, and on while no plan is there."""
+        while runner.prepare() and self._ahead is None:
+            self._read_ahead()
 
     def _receive_plan(self) -> StepPlan:
         """Return the next plan; one out of order must never reach a collective.

@@ -82,6 +82,7 @@ class Rows:
         self.num_computed = np.zeros(max_rows, np.int64)
         self.block_tables = np.full((max_rows, width), -1, np.int32)
         self.blocks_held = np.zeros(max_rows, np.int64)
+        self.highest_block = -1
         self.rope_alpha = np.ones(max_rows, np.float64)
         self.prompt_logprobs = np.full(max_rows, -1, np.int64)
 
@@ -178,6 +179,7 @@ class Rows:
         )
         self.block_tables[slot, held : held + len(blocks)] = blocks
         self.blocks_held[slot] = held + len(blocks)
+        self.highest_block = max(self.highest_block, *blocks)
 
     def _check_slots(self, slots: Int64s) -> None:
         if not slots.size:

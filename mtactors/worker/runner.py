@@ -22,6 +22,7 @@ from mtactors.worker.comm import Group
 from mtactors.worker.kv_cache import KvCache
 from mtactors.worker.rows import Chunks, Int32s, Int64s, Rows
 from mtactors.worker.sampler import Sampler
+from mtactors.worker.warm_blocks import WarmBlocks
 
 # Logits of prompt positions are made and used in pieces of at most this size.
 LOGITS_BYTES = 32 << 20
@@ -53,11 +54,18 @@ class Runner:
         self._group = group
         self._digests = digests
         self._device = decoder.device
+        # As many as one step of prompts can take.
+        self._warm_blocks = WarmBlocks(cache.tensors, -(-rows.max_tokens // rows.block_size))
         self.limit_logits(LOGITS_BYTES)
 
     def limit_logits(self, num_bytes: int) -> None:
         """Make the logits of prompt positions in pieces of at most `num_bytes`."""
         self._logits_rows = max(1, num_bytes // (4 * self._decoder.spec.vocab_rows))
+
+    def prepare(self) -> bool:
+        """Prepare for later steps for about a millisecond; tell whether there is more to do."""
+        self._warm_blocks.use(self._rows.highest_block)
+        return self._warm_blocks.prepare()
 
     @torch.inference_mode()
     def run(
