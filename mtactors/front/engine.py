@@ -89,7 +89,7 @@ class Engine:
         self._phase: Phase = "new"
         self._draining = False
         self._scheduler: Scheduler | None = None
-        self._line = StepLine(self._supervisor, config, clock)
+        self._line = StepLine(self._supervisor, config, clock, self._mailbox.ring)
         self._recovery = Recovery(self._supervisor, config.workers.max_restarts, clock)
         self._open = OpenRequests(tokenizer, clock, self._recovery.forget)
         self._living: asyncio.Task[None] | None = None
@@ -182,6 +182,7 @@ class Engine:
             capacity=scheduler.capacity,
         )
         scheduler.add(request)
+        self._line.came()
         stream = self._open.open(request, prompt, self.abort)
         self._mailbox.ring()
         return stream
@@ -350,7 +351,7 @@ class Engine:
         alone = self._recovery.suspects.next_alone
         # Only what is unanswered alone is to blame alone.
         bound = self.config.scheduler.max_in_flight if alone is None else 1
-        if self._scheduler.num_in_flight >= bound:
+        if self._scheduler.num_in_flight >= bound or not self._line.is_due():
             return None
         return self._scheduler.schedule(self._supervisor.epoch, self._line.next_seq, alone)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from mtactors.config import EngineConfig
 from mtactors.front.alarm import Alarm
 from mtactors.front.journaling import GroupJournal, open_journal
+from mtactors.front.step_pace import StepPace
 from mtactors.front.step_watch import StepWatch
 from mtactors.front.supervisor import Supervisor
 from mtactors.front.worker_group import GroupReady
@@ -23,13 +24,18 @@ class StepLine:
     Args:
         config: of the engine; its journal is opened.
         clock: seconds that never go back.
+        on_due: called when it is time for a plan that `is_due` found too early, or sooner.
 
     Raises:
         ConfigError: no journal can be written where it is asked for.
     """
 
     def __init__(
-        self, supervisor: Supervisor, config: EngineConfig, clock: Callable[[], float]
+        self,
+        supervisor: Supervisor,
+        config: EngineConfig,
+        clock: Callable[[], float],
+        on_due: Callable[[], None],
     ) -> None:
         self._supervisor = supervisor
         self._step_timeout = config.workers.step_timeout
@@ -38,6 +44,8 @@ class StepLine:
         self._seq = 0
         self._watch = StepWatch(self._step_timeout)
         self._alarm = Alarm(clock, self._check_deadline)
+        self._pace = StepPace()
+        self._bell = Alarm(clock, on_due)
 
     @property
     def next_seq(self) -> int:
@@ -50,6 +58,21 @@ class StepLine:
         if self._journal is not None:
             self._journal.begin(group)
         self._watch = StepWatch(self._step_timeout)
+        self._pace = StepPace()
+
+    def came(self) -> None:
+        """Note that a request came."""
+        if self._watch.started is not None:
+            self._pace.came(self._clock())
+
+    def is_due(self) -> bool:
+        """Tell whether it is time for one more plan; if it is not, `on_due` says when."""
+        started = self._watch.started
+        if started is None:
+            return True
+        moment = self._pace.wait(started, self._watch.tokens, self._clock())
+        self._bell.set(moment)
+        return moment is None
 
     def send(self, plan: StepPlan, now: float) -> None:
         """Send a plan."""
@@ -66,13 +89,16 @@ class StepLine:
         """Note the result of the oldest unanswered plan; return its seconds."""
         if self._journal is not None:
             self._journal.result(result)
-        seconds = self._watch.answered(self._clock())
+        tokens, now = self._watch.tokens, self._clock()
+        seconds = self._watch.answered(now)
+        self._pace.answered(tokens, seconds, now)
         self._alarm.set(self._watch.deadline)
         return seconds
 
     def close(self) -> None:
         """Wait for nothing more from the group that ran."""
         self._alarm.cancel()
+        self._bell.cancel()
 
     def end(self) -> None:
         """Wait for nothing more, and record nothing. May be repeated."""

@@ -35,6 +35,11 @@ class StepWatch:
         return self._pending[0][0] if self._pending else None
 
     @property
+    def tokens(self) -> int:
+        """Number of tokens of the step that is awaited; 0 when there is none."""
+        return self._pending[0][2] if self._pending else 0
+
+    @property
     def started(self) -> float | None:
         """When the time of the awaited step began; None when there is none."""
         return max(self._pending[0][1], self._answered) if self._pending else None

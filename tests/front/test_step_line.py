@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from mtactors.front.step_line import StepLine
 from mtactors.front.supervisor import Supervisor
@@ -48,8 +49,11 @@ def _result(seq: int) -> StepResult:
     return StepResult(1, seq, [7], [], [], 1, b"")
 
 
-def open_line(office: Office, step_timeout: float, clock: Clock) -> StepLine:
-    return StepLine(office, small_config(workers={"step_timeout": step_timeout}), clock)
+def open_line(
+    office: Office, step_timeout: float, clock: Clock, on_due: Callable[[], None] | None = None
+) -> StepLine:
+    config = small_config(workers={"step_timeout": step_timeout})
+    return StepLine(office, config, clock, on_due or (lambda: None))
 
 
 async def test_plans_are_numbered_anew_for_each_group() -> None:
@@ -91,3 +95,52 @@ async def test_a_line_that_is_closed_waits_for_nothing() -> None:
     line.close()
     await asyncio.sleep(0.02)
     assert office.reasons == []
+
+
+async def test_a_plan_behind_a_step_waits_when_requests_come_meanwhile() -> None:
+    office, clock = Office(), Clock()
+    rang: list[float] = []
+    line = open_line(office, 30.0, clock, lambda: rang.append(clock.now))
+    line.begin(GROUP)
+    assert line.is_due()
+    line.send(_plan(1), clock())
+    line.came()
+    assert line.is_due()  # nobody knows yet how long it takes
+    clock.now = 0.03
+    line.answered(_result(1))
+    assert line.is_due()  # no step runs
+    line.send(_plan(2), clock())
+    assert not line.is_due()
+    await until(lambda: bool(rang))
+    clock.now = 0.06
+    assert line.is_due()
+    line.close()
+
+
+async def test_requests_that_find_no_step_running_make_nobody_wait() -> None:
+    office, clock = Office(), Clock()
+    line = open_line(office, 30.0, clock)
+    line.begin(GROUP)
+    for seq in (1, 2):
+        line.came()
+        line.send(_plan(seq), clock())
+        assert line.is_due()
+        clock.now += 0.03
+        line.answered(_result(seq))
+    line.close()
+
+
+async def test_a_line_that_is_closed_rings_for_no_plan() -> None:
+    office, clock = Office(), Clock()
+    rang: list[float] = []
+    line = open_line(office, 30.0, clock, lambda: rang.append(clock.now))
+    line.begin(GROUP)
+    line.send(_plan(1), clock())
+    line.came()
+    clock.now = 0.01
+    line.answered(_result(1))
+    line.send(_plan(2), clock())
+    assert not line.is_due()
+    line.close()
+    await asyncio.sleep(0.03)
+    assert rang == []
