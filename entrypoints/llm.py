@@ -61,7 +61,8 @@ class LLM:
 
         Args:
             prompts: strings, `{"prompt_token_ids": [...]}`, or lists of token ids.
-            sampling_params: one for all, or one per prompt.
+            sampling_params: one for all, or one per prompt; None: the model's own, as
+                `get_default_sampling_params` returns them.
             use_tqdm: show a progress bar.
 
         Raises:
@@ -105,6 +106,11 @@ class LLM:
         ]
         return self._run(encoded, sampling_params, use_tqdm)
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Return what holds where none are given: the model's own, as `generation_config` says."""
+        defaults = self._thread.engine.config.model.sampling_defaults
+        return SamplingParams(**defaults)  # type: ignore[arg-type]  # checked when they were read
+
     def get_tokenizer(self) -> Any:
         """Return the Hugging Face tokenizer."""
         return self._thread.engine.tokenizer.hf
@@ -132,6 +138,8 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
+        if params is None:
+            params = self.get_default_sampling_params()
         per_prompt = _params_per_prompt(params, len(encoded))
         check_structures(per_prompt)
         with tqdm(total=len(encoded), desc="prompts", disable=not use_tqdm) as bar:
@@ -160,10 +168,8 @@ class LLM:
 
 
 def _params_per_prompt(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    params: SamplingParams | Sequence[SamplingParams], count: int
 ) -> list[SamplingParams]:
-    if params is None:
-        params = SamplingParams()
     if isinstance(params, SamplingParams):
         return [params] * count
     if len(params) != count:

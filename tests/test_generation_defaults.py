@@ -21,12 +21,13 @@ def write(directory: Path, content: object) -> Path:
 def test_what_is_about_sampling_is_taken(tmp_path: Path) -> None:
     content = {
         "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05, "min_p": None,
-        "max_new_tokens": 99, "eos_token_id": [1, 2], "do_sample": True,
+        "presence_penalty": 1.5, "frequency_penalty": 0.5, "max_new_tokens": 99,
+        "eos_token_id": [1, 2], "do_sample": True,
     }  # fmt: skip
     found = read_generation_defaults("auto", write(tmp_path, content))
     assert found == {
         "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05,
-        "max_tokens": 99,
+        "presence_penalty": 1.5, "frequency_penalty": 0.5, "max_tokens": 99,
     }  # fmt: skip
     assert read_generation_defaults("vllm", tmp_path) == {}
 

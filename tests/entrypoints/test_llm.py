@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -43,6 +44,25 @@ def test_one_params_per_prompt(llm: LLM) -> None:
     outputs = llm.generate(PROMPTS, params, use_tqdm=False)
     assert [len(output.outputs[0].token_ids) for output in outputs] == [1, 2, 3, 4]
     assert {output.outputs[0].finish_reason for output in outputs} == {"length"}
+
+
+def test_without_params_the_models_own_hold(tiny_model: Path, tmp_path: Path) -> None:
+    defaults = {"temperature": 0.0, "max_new_tokens": 3}
+    (tmp_path / "generation_config.json").write_text(json.dumps(defaults))
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "disable_log_stats": True}
+    with LLM(str(tiny_model), generation_config=str(tmp_path), **options) as made:
+        assert made.get_default_sampling_params() == SamplingParams(temperature=0.0, max_tokens=3)
+        outputs = made.generate(PROMPTS, use_tqdm=False)
+        assert [len(output.outputs[0].token_ids) for output in outputs] == [3, 3, 3, 3]
+        messages = [{"role": "user", "content": PROMPTS[0]}]
+        (answer,) = made.chat(messages, use_tqdm=False)
+        assert len(answer.outputs[0].token_ids) == 3
+        (long,) = made.generate(PROMPTS[0], SamplingParams(ignore_eos=True), use_tqdm=False)
+        assert len(long.outputs[0].token_ids) == 16
+
+
+def test_without_params_and_a_models_own_the_usual_hold(llm: LLM) -> None:
+    assert llm.get_default_sampling_params() == SamplingParams()
 
 
 def test_a_wrong_number_of_params_is_refused(llm: LLM) -> None:
