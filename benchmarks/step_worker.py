@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from mtactors.kernels import _native
 from mtactors.models.decoder import Decoder
 from mtactors.wire import channel
-from mtactors.wire.messages import FrontMessage, StepPlan
+from mtactors.wire.messages import FrontMessage, StepPlan, WorkerMessage
 from mtactors.worker import batch, main, runner
 from mtactors.worker.rows import Rows
 from mtactors.worker.sampler import Sampler
@@ -38,6 +38,7 @@ OTHERS: dict[str, tuple[tuple[Any, str], ...]] = {
         (Sampler, "logprobs"),
     ),
     "rest of the runner": ((runner.Runner, "run"),),
+    "memory for later steps": ((runner.Runner, "prepare"),),
     "msgpack": ((channel, "decode_for_worker"), (channel, "encode")),
     "socket, and waiting": ((channel.WorkerChannel, "recv"), (channel.WorkerChannel, "send")),
 }
@@ -45,7 +46,7 @@ LOOP = "rest of the loop"
 
 
 class StepClock:
-    """Where the time of each step goes. A step ends when the next message is asked for."""
+    """Where the time of each step goes. It begins when the one before has been answered."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, object]] = []
@@ -96,11 +97,14 @@ def install(clock: StepClock, notes: Path) -> None:
 
     class ClockedChannel(channel.WorkerChannel):
         def recv(self, timeout: float | None = None) -> FrontMessage | None:
-            clock.next()
             message = super().recv(timeout)
             if isinstance(message, StepPlan):
                 clock.plan(message)
             return message
+
+        def send(self, message: WorkerMessage) -> None:
+            super().send(message)
+            clock.next()
 
         def close(self) -> None:
             notes.write_text("".join(json.dumps(step) + "\n" for step in clock.steps))

@@ -37,6 +37,7 @@ def test_it_tells_where_each_step_goes(tmp_path: Path, capsys: pytest.CaptureFix
                 "tensors from the plan",
                 "arguments of the kernels",
                 "rest of the runner",
+                "memory for later steps",
                 "msgpack",
                 "socket, and waiting",
                 "rest of the loop",
