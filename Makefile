@@ -13,7 +13,7 @@ export PROMPT MODEL
 
 CHECKED := mtactors kernels entrypoints tests .ci $(wildcard examples benchmarks)
 
-.PHONY: help install chat test lint format typecheck unit test-pythons chaos bench-smoke conformance clean
+.PHONY: help install chat test lint format typecheck unit test-pythons test-compilers chaos bench-smoke conformance clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -54,6 +54,9 @@ unit: install  ## the tests alone (T=tests/front/test_scheduler.py, JOBS=2)
 
 test-pythons: install  ## the tests that need no torch, on every other Python found
 	@$(BIN)/python .ci/test_pythons.py $(if $(filter tests,$(T)),,$(T))
+
+test-compilers: install  ## build with every gcc >= 11 and clang >= 14 found, test each (C=clang++-14)
+	@$(BIN)/python .ci/test_compilers.py $(C)
 
 chaos: install  ## killed workers, forged frames, hostile clients, leaks (half an hour; ARGS=--quick)
 	@$(BIN)/python benchmarks/chaos.py $(ARGS)
