@@ -10,6 +10,13 @@
 
 namespace mt {
 
+// Elements from a row of `width` to the next: an odd number of cache lines, so that the same place
+// of many rows does not compete for a few sets of a cache.
+int64_t Decoder::stride(int width) const {
+  const int64_t per_line = 64 / element_size(dtype);
+  return ((width + per_line - 1) / per_line | 1) * per_line;
+}
+
 void Decoder::reserve(int tokens) {
   if (tokens <= reserved_) return;
   int qkv_width = 0, mixed_width = heads * head_dim, wide = 0;
@@ -17,13 +24,13 @@ void Decoder::reserve(int tokens) {
     qkv_width = std::max(qkv_width, layer.qkv.n);
     wide = std::max(wide, layer.gate_up.n);
   }
-  const int64_t widths[] = {hidden, hidden, qkv_width, mixed_width, wide, wide / 2, mixed_width};
+  const int widths[] = {hidden, hidden, qkv_width, mixed_width, wide, wide / 2, mixed_width};
   void** parts[] = {&residual_, &normed_, &qkv_, &mixed_, &gate_up_, &act_, &picked_};
   size_t total = 64;
   size_t sizes[7];
   for (int i = 0; i < 7; ++i) {
     // A line between two buffers, so that rows of one are not a multiple of 4 KB from the other's.
-    sizes[i] = static_cast<size_t>(widths[i] * tokens * element_size(dtype) + 127) / 64 * 64;
+    sizes[i] = static_cast<size_t>(stride(widths[i]) * tokens * element_size(dtype) + 64);
     total += sizes[i];
   }
   memory_ = std::vector<char>();
@@ -45,7 +52,7 @@ void Decoder::forward(const DecoderStep& step) {
   for (size_t i = 0; i < layers.size(); ++i) {
     const DecoderLayer& layer = layers[i];
     const bool last = i + 1 == layers.size();
-    norm(residual_, layer.input_norm, normed_, step.tokens);
+    norm(residual_, layer.input_norm, normed_, stride(hidden), step.tokens);
     rotate(layer, step);
     // Behind the last cache write only the rows that are asked for matter.
     if (last && wanted == 0) return;
@@ -53,17 +60,18 @@ void Decoder::forward(const DecoderStep& step) {
     void* mixed = mixed_;
     int rows = step.tokens;
     if (last && !all) {
-      pick(mixed_, picked_, heads * head_dim, step);
-      pick(residual_, normed_, hidden, step);
+      const int width = heads * head_dim;
+      pick(mixed_, picked_, width, stride(width), step);
+      pick(residual_, normed_, hidden, hidden, step);
       std::swap(residual_, normed_);
       mixed = picked_;
       rows = wanted;
     }
     project_add(layer.o, layer.o_bias, mixed, residual_, rows);
-    norm(residual_, layer.post_norm, normed_, rows);
+    norm(residual_, layer.post_norm, normed_, stride(hidden), rows);
     mlp(layer, rows);
   }
-  norm(residual_, final_norm, step.hidden, wanted);
+  norm(residual_, final_norm, step.hidden, hidden, wanted);
 }
 
 void Decoder::embed(const DecoderStep& step) {
@@ -94,10 +102,11 @@ void Decoder::embed(const DecoderStep& step) {
   }
 }
 
-void Decoder::norm(const void* x, const void* weight, void* out, int rows) {
+void Decoder::norm(const void* x, const void* weight, void* out, int64_t out_stride, int rows) {
   mt_rms_norm op = {};
   op.x = x;
-  op.x_outer = op.out_outer = op.hidden = hidden;
+  op.x_outer = op.hidden = hidden;
+  op.out_outer = out_stride;
   op.weight = weight;
   op.out = out;
   op.outer = rows;
@@ -109,7 +118,7 @@ void Decoder::norm(const void* x, const void* weight, void* out, int rows) {
 }
 
 void Decoder::head_norm(void* x, const void* weight, int rows, int num_heads) {
-  const int width = (heads + 2 * kv_heads) * head_dim;
+  const int64_t width = stride((heads + 2 * kv_heads) * head_dim);
   mt_rms_norm op = {};
   op.x = op.out = x;
   op.x_outer = op.out_outer = width;
@@ -125,14 +134,16 @@ void Decoder::head_norm(void* x, const void* weight, int rows, int num_heads) {
 
 // normed_ -> qkv_: projection, norms and rotation of q and k, cache write.
 void Decoder::rotate(const DecoderLayer& layer, const DecoderStep& step) {
-  const int width = layer.qkv.n;
+  const int64_t width = stride(layer.qkv.n);
   mt_linear project = {};
   project.x = normed_;
-  project.x_stride = project.k = hidden;
+  project.x_stride = stride(hidden);
+  project.k = hidden;
   project.weight = layer.qkv.data;
   project.bias = layer.qkv_bias;
   project.out = qkv_;
-  project.out_stride = project.n = width;
+  project.out_stride = width;
+  project.n = layer.qkv.n;
   project.tokens = step.tokens;
   project.dtype = project.out_dtype = dtype;
   ops->linear(project);
@@ -176,7 +187,7 @@ void Decoder::rotate(const DecoderLayer& layer, const DecoderStep& step) {
 void Decoder::attend(const DecoderLayer& layer, const DecoderStep& step) {
   mt_attention op = {};
   op.q = qkv_;
-  op.q_token = layer.qkv.n;
+  op.q_token = stride(layer.qkv.n);
   op.q_head = op.head_dim = head_dim;
   op.k_cache = layer.k_cache;
   op.v_cache = layer.v_cache;
@@ -186,7 +197,7 @@ void Decoder::attend(const DecoderLayer& layer, const DecoderStep& step) {
   op.block_tables_stride = step.block_tables_stride;
   op.alibi_slopes = alibi_slopes;
   op.out = mixed_;
-  op.out_token = heads * head_dim;
+  op.out_token = stride(heads * head_dim);
   op.sequences = step.sequences;
   op.tokens = step.tokens;
   op.q_heads = heads;
@@ -204,10 +215,11 @@ void Decoder::mlp(const DecoderLayer& layer, int rows) {
   const bool fused = f % kPanel == 0;
   mt_linear op = {};
   op.x = normed_;
-  op.x_stride = op.k = hidden;
+  op.x_stride = stride(hidden);
+  op.k = hidden;
   op.weight = layer.gate_up.data;
   op.out = fused ? act_ : gate_up_;
-  op.out_stride = fused ? f : 2 * f;
+  op.out_stride = stride(fused ? f : 2 * f);
   op.n = 2 * f;
   op.tokens = rows;
   op.dtype = op.out_dtype = dtype;
@@ -216,9 +228,10 @@ void Decoder::mlp(const DecoderLayer& layer, int rows) {
   if (!fused) {
     mt_silu_and_mul act = {};
     act.gate_up = gate_up_;
-    act.gate_up_stride = 2 * f;
+    act.gate_up_stride = stride(2 * f);
     act.out = act_;
-    act.out_stride = act.f = f;
+    act.out_stride = stride(f);
+    act.f = f;
     act.tokens = rows;
     act.dtype = dtype;
     ops->silu_and_mul(act);
@@ -230,7 +243,8 @@ void Decoder::project_add(const Matrix& matrix, const void* bias, const void* x,
                           int rows) {
   mt_linear op = {};
   op.x = x;
-  op.x_stride = op.k = matrix.k;
+  op.x_stride = stride(matrix.k);
+  op.k = matrix.k;
   op.weight = matrix.data;
   op.bias = bias;
   op.out_stride = op.n = matrix.n;
@@ -251,7 +265,7 @@ void Decoder::project_add(const Matrix& matrix, const void* bias, const void* x,
   std::vector<const float*> parts(static_cast<size_t>(group->size()));
   for (int row = 0; row < rows; row += per_round) {
     const int count = std::min(per_round, rows - row);
-    op.x = static_cast<const char*>(x) + int64_t{row} * matrix.k * element_size(dtype);
+    op.x = static_cast<const char*>(x) + row * op.x_stride * element_size(dtype);
     op.out = group->mine();
     op.tokens = count;
     ops->linear(op);
@@ -264,11 +278,10 @@ void Decoder::project_add(const Matrix& matrix, const void* bias, const void* x,
   }
 }
 
-void Decoder::pick(const void* from, void* to, int width, const DecoderStep& step) {
-  const size_t bytes = static_cast<size_t>(width) * element_size(dtype);
+void Decoder::pick(void* from, void* to, int width, int64_t row_stride, const DecoderStep& step) {
   for (int i = 0; i < step.num_hidden_rows; ++i) {
-    memcpy(static_cast<char*>(to) + i * bytes,
-           static_cast<const char*>(from) + step.hidden_rows[i] * bytes, bytes);
+    memcpy(at(to, i * row_stride), at(from, step.hidden_rows[i] * row_stride),
+           static_cast<size_t>(width) * element_size(dtype));
   }
 }
 

@@ -66,11 +66,13 @@ class Decoder {
   void attend(const DecoderLayer& layer, const DecoderStep& step);
   void rotate(const DecoderLayer& layer, const DecoderStep& step);
   void mlp(const DecoderLayer& layer, int rows);
-  void norm(const void* x, const void* weight, void* out, int rows);
+  void norm(const void* x, const void* weight, void* out, int64_t out_stride, int rows);
   void head_norm(void* x, const void* weight, int rows, int num_heads);
-  // residual += x times the matrix (and bias), over all ranks.
+  // residual += x times the matrix (and bias), over all ranks. Rows of residual_ have no gaps,
+  // those of the other buffers are stride(width) apart.
   void project_add(const Matrix& matrix, const void* bias, const void* x, void* residual, int rows);
-  void pick(const void* from, void* to, int width, const DecoderStep& step);
+  void pick(void* from, void* to, int width, int64_t row_stride, const DecoderStep& step);
+  int64_t stride(int width) const;
   char* at(void* base, int64_t elements) const {
     return static_cast<char*>(base) + elements * element_size(dtype);
   }
