@@ -71,25 +71,33 @@ struct Ahead {
   }
 };
 
-// 32 rows (16 + the second group's) times one panel. `meanwhile` is called once per k step: vector
-// work that the tile unit's time hides.
+// C (up to 32 rows: those of tile A 4 and of A 5) = or, with `more`, += A times `steps` steps of a
+// panel. Rows of A come from L2 and pass by the first cache, where they would push the panel out.
+// `meanwhile` is called once per k step: vector work that the tile unit's time hides.
 template <typename F>
-inline void amx_two_by_one(const bf16* a, int64_t lda, const bf16* panel, int steps, float* out,
-                           F meanwhile) {
+inline void amx_two_by_one(const bf16* a, int64_t lda, int second, const char* b, int steps,
+                           bool more, float* out, F meanwhile) {
   stored_before_tiles();
   const char* a0 = reinterpret_cast<const char*>(a);
   const int64_t stride = lda * 2;
-  const char* a1 = a0 + 16 * stride;
-  const char* b = reinterpret_cast<const char*>(panel);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  const char* a1 = a0 + second * stride;
+  float* out1 = out + second * 32;
+  if (more) {
+    _tile_loadd(0, out, 128);
+    _tile_loadd(1, out + 16, 128);
+    _tile_loadd(2, out1, 128);
+    _tile_loadd(3, out1 + 16, 128);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (int i = 0; i < steps; ++i) {
     _tile_loadd(6, b, kPairStride);
-    _tile_loadd(4, a0, stride);
+    _tile_stream_loadd(4, a0, stride);
     _tile_loadd(7, b + 64, kPairStride);
-    _tile_loadd(5, a1, stride);
+    _tile_stream_loadd(5, a1, stride);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
@@ -101,8 +109,9 @@ inline void amx_two_by_one(const bf16* a, int64_t lda, const bf16* panel, int st
   }
   _tile_stored(0, out, 128);
   _tile_stored(1, out + 16, 128);
-  _tile_stored(2, out + 16 * 32, 128);
-  _tile_stored(3, out + 16 * 32 + 16, 128);
+  _tile_stored(2, out1, 128);
+  _tile_stored(3, out1 + 16, 128);
+  stored_before_tiles();
 }
 
 // Few rows (R groups of up to 16) times S panels, at the speed of memory; R * S is at most 2. Tile
@@ -170,61 +179,6 @@ inline void amx_stream(const bf16* a, int64_t lda, const char* const* panel,
   float* second = R == 2 ? out[0] + 16 * 32 : out[S - 1];
   _tile_stored(2, second, 128);
   _tile_stored(3, second + 16, 128);
-}
-
-// Up to 16 rows times two panels.
-inline void amx_one_by_two(const bf16* a, int64_t lda, const bf16* panel0, const bf16* panel1,
-                           int steps, float* out0, float* out1, Ahead ahead) {
-  stored_before_tiles();
-  const char* a0 = reinterpret_cast<const char*>(a);
-  const int64_t stride = lda * 2;
-  const char* b0 = reinterpret_cast<const char*>(panel0);
-  const char* b1 = reinterpret_cast<const char*>(panel1);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int i = 0; i < steps; ++i) {
-    _tile_loadd(4, a0, stride);
-    _tile_loadd(6, b0, kPairStride);
-    _tile_loadd(7, b0 + 64, kPairStride);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(6, b1, kPairStride);
-    _tile_loadd(7, b1 + 64, kPairStride);
-    _tile_dpbf16ps(2, 4, 6);
-    _tile_dpbf16ps(3, 4, 7);
-    ahead();
-    a0 += 64;
-    b0 += kStepBytes;
-    b1 += kStepBytes;
-  }
-  _tile_stored(0, out0, 128);
-  _tile_stored(1, out0 + 16, 128);
-  _tile_stored(2, out1, 128);
-  _tile_stored(3, out1 + 16, 128);
-}
-
-// Up to 16 rows times one panel.
-inline void amx_one_by_one(const bf16* a, int64_t lda, const bf16* panel, int steps, float* out,
-                           Ahead ahead) {
-  stored_before_tiles();
-  const char* a0 = reinterpret_cast<const char*>(a);
-  const char* b = reinterpret_cast<const char*>(panel);
-  _tile_zero(0);
-  _tile_zero(1);
-  for (int i = 0; i < steps; ++i) {
-    _tile_loadd(4, a0, lda * 2);
-    _tile_loadd(6, b, kPairStride);
-    _tile_loadd(7, b + 64, kPairStride);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    ahead();
-    a0 += 64;
-    b += kStepBytes;
-  }
-  _tile_stored(0, out, 128);
-  _tile_stored(1, out + 16, 128);
 }
 
 }  // namespace
