@@ -88,6 +88,20 @@ struct AmxTiles {
     }
   }
 
+  // 16 scores, each of a key and a row that may lie anywhere in the vector: a masked one becomes
+  // kMasked, and ALiBi is added to the others.
+  MT_INLINE __m512 masked(__m512 x, __m512i key, __m512i position, __m512i lowest,
+                          __m512 slope) const {
+    const __mmask16 seen =
+        _mm512_cmple_epi32_mask(key, position) & _mm512_cmpge_epi32_mask(key, lowest);
+    if (op.alibi_slopes != nullptr) {
+      const __m512 distance = _mm512_cvtepi32_ps(_mm512_sub_epi32(key, position));
+      const __m512 scaled = _mm512_mul_ps(x, _mm512_set1_ps(op.scale * kLog2e));
+      x = _mm512_fmadd_ps(slope, distance, scaled);
+    }
+    return _mm512_mask_mov_ps(_mm512_set1_ps(kMasked), seen, x);
+  }
+
   // out = row / sum; `row` as multiply_values leaves it.
   void store_row(int r, const float* row, float sum) const {
     const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
@@ -269,19 +283,12 @@ struct AmxAttention : AmxTiles {
     }
   }
 
-  // Masked keys get kMasked; ALiBi is added to the others.
   void mask(float* s, int g, int tile, int count) const {
     const __m512i p = _mm512_load_si512(position[g]), lo = _mm512_load_si512(lowest[g]);
-    const __m512 m = _mm512_load_ps(slope[g]), scale = _mm512_set1_ps(op.scale * kLog2e);
+    const __m512 m = _mm512_load_ps(slope[g]);
     for (int j = 0; j < count; ++j) {
-      const __m512i key = _mm512_set1_epi32(tile + j);
-      const __mmask16 seen = _mm512_cmple_epi32_mask(key, p) & _mm512_cmpge_epi32_mask(key, lo);
-      __m512 x = _mm512_loadu_ps(s + j * kLanes);
-      if (op.alibi_slopes != nullptr) {
-        const __m512 distance = _mm512_cvtepi32_ps(_mm512_sub_epi32(key, p));
-        x = _mm512_fmadd_ps(m, distance, _mm512_mul_ps(x, scale));
-      }
-      _mm512_storeu_ps(s + j * kLanes, _mm512_mask_mov_ps(_mm512_set1_ps(kMasked), seen, x));
+      float* at = s + j * kLanes;
+      _mm512_storeu_ps(at, masked(_mm512_loadu_ps(at), _mm512_set1_epi32(tile + j), p, lo, m));
     }
   }
 

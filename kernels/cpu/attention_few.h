@@ -204,20 +204,12 @@ struct AmxFewRows : AmxTiles {
     }
   }
 
-  // Masked keys get kMasked; ALiBi is added to the others.
   void mask(int tile, int count) {
-    const __m512 scale = _mm512_set1_ps(op.scale * kLog2e);
     const __m512i quarter = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     for (int j = 0; j < count; j += 4) {
       const __m512i key = _mm512_add_epi32(_mm512_set1_epi32(tile + j), quarter);
-      const __mmask16 seen =
-          _mm512_cmple_epi32_mask(key, position) & _mm512_cmpge_epi32_mask(key, lowest);
-      __m512 x = _mm512_loadu_ps(scores + j * kFew);
-      if (op.alibi_slopes != nullptr) {
-        const __m512 distance = _mm512_cvtepi32_ps(_mm512_sub_epi32(key, position));
-        x = _mm512_fmadd_ps(slope, distance, _mm512_mul_ps(x, scale));
-      }
-      _mm512_storeu_ps(scores + j * kFew, _mm512_mask_mov_ps(_mm512_set1_ps(kMasked), seen, x));
+      float* at = scores + j * kFew;
+      _mm512_storeu_ps(at, masked(_mm512_loadu_ps(at), key, position, lowest, slope));
     }
   }
 
