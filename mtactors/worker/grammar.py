@@ -2,8 +2,8 @@
 
 Lives on rank 0. What a row allows is a function of its grammar and its output so far, so a row that
 resumes needs nothing but its tokens. A grammar is compiled once, in a thread, while the prompt is
-computed; the vocabulary is read when the first grammar comes. Knows nothing of plans, tensors or
-how a token is chosen among those that are allowed.
+computed; the vocabulary is read when the first grammar comes, or before by `warm`. Knows nothing of
+plans, tensors or how a token is chosen among those that are allowed.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Grammars:
     """The grammars of all slots.
 
     Args:
-        load: reads the vocabulary, when the first grammar comes.
+        load: reads the vocabulary.
         threads: that may compute masks.
     """
 
@@ -124,6 +124,15 @@ class Grammars:
         self._rows: dict[int, _Follower] = {}
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self._compiler = ThreadPoolExecutor(1, "grammar")
+        self._warming: Future[LLTokenizer] | None = None
+
+    def warm(self) -> None:
+        """Begin to read what the first grammar would have to wait for. May be repeated.
+
+        What goes wrong is told to the first grammar.
+        """
+        if self._warming is None:
+            self._warming = self._compiler.submit(lambda: self._tokenizer)
 
     def start(self, slot: int, name: str, grammar: str) -> None:
         """Take over the grammar of a row that starts in a slot; empty for none.

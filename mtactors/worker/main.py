@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _CONFIGURE_POLL = 0.5  # seconds
+_IDLE_SECONDS = 1.0  # without a plan: whoever started us has sent his first request by then
 
 
 class _Stopped(Exception):
@@ -98,7 +99,7 @@ class Worker:
     def _serve(self, runner: Runner, page: StepPage) -> None:
         while True:
             self._prepare(runner)
-            plan = self._receive_plan()
+            plan = self._receive_plan(runner)
             arrived = time.perf_counter()
             if self._fault is not None:
                 self._fault.at_step(plan, begun=False)
@@ -115,7 +116,7 @@ class Worker:
         while runner.prepare() and self._ahead is None:
             self._read_ahead()
 
-    def _receive_plan(self) -> StepPlan:
+    def _receive_plan(self, runner: Runner) -> StepPlan:
         """Return the next plan; one out of order must never reach a collective.
 
         Raises:
@@ -123,6 +124,9 @@ class Worker:
         """
         message, self._ahead = self._ahead, None
         if message is None:
+            message = self._channel.recv(_IDLE_SECONDS)
+        if message is None:
+            runner.idle()
             message = self._channel.recv()
         if isinstance(message, Shutdown):
             raise _Stopped

@@ -67,6 +67,10 @@ class Runner:
         self._warm_blocks.use(self._rows.highest_block)
         return self._warm_blocks.prepare()
 
+    def idle(self) -> None:
+        """Use the time in which nothing is asked. May be repeated."""
+        self._sampler.warm()
+
     @torch.inference_mode()
     def run(
         self, plan: StepPlan, arrived: float, meanwhile: Callable[[], None] | None = None

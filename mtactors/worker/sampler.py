@@ -86,6 +86,11 @@ class Sampler:
         self._guided = np.zeros(max_rows, np.bool_)
         self._lists: dict[int, _Lists] = {}
 
+    def warm(self) -> None:
+        """Begin to read what the first grammar would have to wait for. May be repeated."""
+        if self._grammars is not None:
+            self._grammars.warm()
+
     def start(
         self, slot: int, choice: int, spec: SamplerSpec, grammar: str = "", name: str = ""
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mtactors.errors import ModelError
 from mtactors.front.guide import guide_of
 from mtactors.front.tokenizer import Tokenizer
 from mtactors.structured_outputs import StructuredOutputsParams
@@ -88,6 +90,38 @@ def write_at_random(desk: Desk, slot: int, seed: int, most: int = 90) -> list[in
         if output[-1] in (END_OF_TEXT, IM_END):
             break
     return output
+
+
+def test_what_a_grammar_needs_can_be_read_before_it_comes(tiny_model: Path) -> None:
+    read: list[Vocabulary] = []
+
+    def load() -> Vocabulary:
+        read.append(Vocabulary(tiny_model, ROWS, SAMPLEABLE, [END_OF_TEXT, IM_END]))
+        return read[-1]
+
+    desk = Desk(tiny_model)
+    desk.grammars = Grammars(load)
+    for _ in range(2):
+        desk.grammars.warm()
+    deadline = time.monotonic() + 20.0
+    while not read and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert len(read) == 1
+    desk.seat(0, guide(choice=["a"]))
+    assert desk.masks(0) == [{*read[0]("a")}]
+    assert len(read) == 1
+
+
+def test_a_vocabulary_that_cannot_be_read_is_the_first_grammars_to_tell(tiny_model: Path) -> None:
+    def load() -> Vocabulary:
+        raise ModelError("no tokenizer")
+
+    desk = Desk(tiny_model)
+    desk.grammars = Grammars(load)
+    desk.grammars.warm()
+    desk.seat(0, guide(choice=["a"]))
+    with pytest.raises(ModelError, match="no tokenizer"):
+        desk.masks(0)
 
 
 @pytest.mark.parametrize("seed", range(8))
