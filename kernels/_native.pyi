@@ -60,6 +60,16 @@ class Backend:
         out_dtype: int,
         /,
     ) -> None: ...
+    def likeliest(
+        self,
+        x: int,
+        x_stride: int,
+        weight: PackedMatrix,
+        ids: int,
+        tokens: int,
+        sampleable: int,
+        /,
+    ) -> None: ...
     def embedding(
         self,
         ids: int,

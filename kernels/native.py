@@ -82,12 +82,8 @@ class CpuOperations(CheckedOperations):
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Multiply with a packed matrix."""
-        packed = packed_matrix(weight)
-        code = CODES[x.dtype]
-        last_contiguous(x, "x", 2)
-        tokens, depth = x.shape
-        if depth != packed.in_features or code != packed.dtype:
-            raise ValueError(f"x {tuple(x.shape)} {x.dtype} does not fit a weight of {packed!r}")
+        packed = _fitting(x, weight)
+        tokens = len(x)
         if bias is not None and (bias.dtype is not x.dtype or len(bias) != packed.out_features):
             raise ValueError(f"bias {tuple(bias.shape)} {bias.dtype} does not fit")
         out = torch.empty(tokens, packed.out_features, dtype=out_dtype or x.dtype)
@@ -102,6 +98,19 @@ class CpuOperations(CheckedOperations):
             CODES[out.dtype],
         )
         return out
+
+    def likeliest(self, x: Tensor, weight: LinearWeight, sampleable: int) -> Tensor:
+        """Return the greatest column below `sampleable` of each row of the product: (R,) int32.
+
+        Of equals the lowest. It is what `linear` in float32 and a greedy `sample` give, without the
+        product being written and read again.
+        """
+        packed = _fitting(x, weight)
+        if not 0 < sampleable <= packed.out_features:
+            raise ValueError(f"{sampleable} sampleable of {packed!r}")
+        ids = torch.empty(len(x), dtype=torch.int32)
+        self.backend.likeliest(x.data_ptr(), stride(x), packed, ids.data_ptr(), len(x), sampleable)
+        return ids
 
     def digest(self, logits: Tensor, ids: Tensor, sampleable: int) -> Tensor:
         """Return raw logit, maximum and logsumexp of each row: (R, 3) float32.
@@ -140,6 +149,14 @@ class CpuOperations(CheckedOperations):
         from mtactors.kernels.decoder import NativeDecoder
 
         return NativeDecoder(self.backend, weights, shape, kv_caches, comm)
+
+
+def _fitting(x: Tensor, weight: LinearWeight) -> _native.PackedMatrix:
+    packed = packed_matrix(weight)
+    last_contiguous(x, "x", 2)
+    if x.shape[1] != packed.in_features or CODES[x.dtype] != packed.dtype:
+        raise ValueError(f"x {tuple(x.shape)} {x.dtype} does not fit a weight of {packed!r}")
+    return packed
 
 
 def load() -> CpuOperations:

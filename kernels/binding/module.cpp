@@ -101,6 +101,20 @@ void linear(const Backend& backend, Address x, int64_t x_stride, const PackedMat
   backend.ops().linear(op);
 }
 
+void likeliest(const Backend& backend, Address x, int64_t x_stride, const PackedMatrix& w,
+               Address ids, int tokens, int sampleable) {
+  mt_linear op = {};
+  op.x = pointer<const void>(x);
+  op.x_stride = x_stride;
+  op.weight = w.memory.data;
+  op.tokens = tokens;
+  op.n = w.n;
+  op.k = w.k;
+  op.dtype = w.dtype;
+  op.out_dtype = MT_F32;
+  backend.ops().likeliest(op, sampleable, pointer<int32_t>(ids));
+}
+
 int embedding(const Backend& backend, Address ids, Address weight, Address out, int tokens, int n,
               int k, int first_row, int dtype, Address stream) {
   mt_embedding op = {};
@@ -434,6 +448,7 @@ NB_MODULE(_native, m) {
       .def("error", &Backend::error, "code"_a)
       .def("facts", &facts, "device"_a)
       .def("linear", &linear, Unlocked())
+      .def("likeliest", &likeliest, Unlocked())
       .def("embedding", &embedding, Unlocked())
       .def("rms_norm", &rms_norm, Unlocked())
       .def("rope", &rope, Unlocked())

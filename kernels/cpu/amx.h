@@ -116,10 +116,11 @@ inline void amx_two_by_one(const bf16* a, int64_t lda, int second, const char* b
 
 // Few rows (R groups of up to 16) times S panels, at the speed of memory; R * S is at most 2. Tile
 // loads that miss the first cache keep fewer misses under way than plain loads do (28 GB/s instead
-// of 35 on two cores), so a step is copied to where it stays near, two steps before its turn.
+// of 35 on two cores), so a step is copied to where it stays near, two steps before its turn, and
+// fetched kStepsAhead before that.
 // `next`: where each stream of panels goes on. Buffers: S * kRing steps.
 constexpr int kRing = 4;
-constexpr int kStepsAhead = 2;
+constexpr int kStepsAhead = 4;
 
 template <int R, int S, typename F>
 inline void amx_stream(const bf16* a, int64_t lda, const char* const* panel,

@@ -17,6 +17,7 @@
   const Ops* ops();                                                                     \
   void pack(const mt_pack&);                                                            \
   void linear(const mt_linear&);                                                        \
+  void likeliest(const mt_linear&, int sampleable, int32_t* ids);                       \
   void embedding(const mt_embedding&);                                                  \
   void rms_norm(const mt_rms_norm&);                                                    \
   void rope(const mt_rope&);                                                            \

@@ -249,6 +249,38 @@ inline void finish(const mt_linear& op, const float* tile, const float* tile2, i
   }
 }
 
+// The greatest of what each lane has seen of a row, and the first id of the vector it came from.
+struct Best {
+  typedef float Floats __attribute__((vector_size(W * 4)));
+  typedef int32_t Ints __attribute__((vector_size(W * 4)));
+  alignas(64) float value[W];
+  alignas(64) int32_t from[W];
+
+  void clear() {
+    for (int i = 0; i < W; ++i) {
+      value[i] = -__builtin_inff();
+      from[i] = 0;
+    }
+  }
+
+  // Ids ascend from call to call, so of equals the lowest stays.
+  MT_INLINE void take(const float* logits, int first_id) {
+    Floats most;
+    Ints where;
+    memcpy(&most, value, sizeof(most));
+    memcpy(&where, from, sizeof(where));
+    for (int j = 0; j < kPanel; j += W) {
+      Floats now;
+      memcpy(&now, logits + j, sizeof(now));
+      const Ints greater = (Ints)(now > most);
+      most = (Floats)(((Ints)now & greater) | ((Ints)most & ~greater));
+      where = ((Ints{} + (first_id + j)) & greater) | (where & ~greater);
+    }
+    memcpy(value, &most, sizeof(most));
+    memcpy(from, &where, sizeof(where));
+  }
+};
+
 template <typename T>
 struct Job {
   typedef typename Activations<T>::type A;
@@ -256,6 +288,9 @@ struct Job {
   const A* a;
   int64_t lda;
   int row_blocks, rows_per_block, units, units_per_chunk;
+  // Where only the likeliest id is asked for: (chunks of units, tokens), and the ids that count.
+  Best* best = nullptr;
+  int sampleable = 0;
 
   const T* panel(int index) const {
     const char* base = static_cast<const char*>(op->weight);
@@ -272,7 +307,9 @@ struct Job {
     const int column0 = p * kPanel, columns = imin(kPanel, width - column0);
     const float *y = tile.v[which] + first * kPanel, *up = tile.v[1] + first * kPanel;
     row0 += first;
-    if (op->fuse == MT_FUSE_SILU_MUL) {
+    if (best != nullptr) {
+      keep_best(y, row0, rows, p);
+    } else if (op->fuse == MT_FUSE_SILU_MUL) {
       finish<T, T, MT_FUSE_SILU_MUL>(*op, y, up, row0, rows, column0, columns);
     } else if (op->fuse == MT_FUSE_RESIDUAL) {
       finish<T, T, MT_FUSE_RESIDUAL>(*op, y, up, row0, rows, column0, columns);
@@ -281,6 +318,38 @@ struct Job {
     } else {
       finish<T, T, MT_FUSE_NONE>(*op, y, up, row0, rows, column0, columns);
     }
+  }
+
+  void keep_best(const float* y, int row0, int rows, int p) const {
+    Best* to = best + int64_t{p / units_per_chunk} * op->tokens + row0;
+    const int column0 = p * kPanel, columns = imin(kPanel, sampleable - column0);
+    for (int r = 0; r < rows; ++r, y += kPanel) {
+      if (p % units_per_chunk == 0) to[r].clear();
+      if (columns == kPanel) {
+        to[r].take(y, column0);
+      } else if (columns > 0) {
+        float some[kPanel];
+        for (int j = 0; j < kPanel; ++j) some[j] = j < columns ? y[j] : -__builtin_inff();
+        to[r].take(some, column0);
+      }
+    }
+  }
+
+  // The lowest of a row's likeliest ids; 0 where all are impossible.
+  int32_t likeliest(int row) const {
+    float most = -__builtin_inff();
+    int32_t id = 0;
+    for (int c = 0; c * units_per_chunk < units; ++c) {
+      const Best& b = best[int64_t{c} * op->tokens + row];
+      for (int i = 0; i < W; ++i) {
+        const int32_t own = b.from[i] + i;
+        if (b.value[i] > most || (b.value[i] == most && own < id)) {
+          most = b.value[i];
+          id = own;
+        }
+      }
+    }
+    return id;
   }
 
   void operator()(int chunk) const {
@@ -501,8 +570,9 @@ struct Copy {
   static void store_as(A* out, vf x) { vstore(out, x); }
 };
 
+// With `ids`, the likeliest of `sampleable` columns instead of op.out.
 template <typename T>
-void linear_as(const mt_linear& op) {
+void linear_as(const mt_linear& op, int sampleable = 0, int32_t* ids = nullptr) {
   typedef typename Activations<T>::type A;
   Job<T> job;
   job.op = &op;
@@ -523,7 +593,14 @@ void linear_as(const mt_linear& op) {
   const int wanted = threads() * 12;
   int per_chunk = imax(1, job.units * job.row_blocks / wanted);
   job.units_per_chunk = imin(per_chunk, 32);
-  parallel_for(ceil_div(job.units, job.units_per_chunk) * job.row_blocks, job);
+  const int unit_chunks = ceil_div(job.units, job.units_per_chunk);
+  if (ids != nullptr) {
+    const size_t count = size_t(unit_chunks) * size_t(op.tokens);
+    job.best = static_cast<Best*>(scratch(kScratchC, count * sizeof(Best)));
+    job.sampleable = sampleable;
+  }
+  parallel_for(unit_chunks * job.row_blocks, job);
+  for (int row = 0; ids != nullptr && row < op.tokens; ++row) ids[row] = job.likeliest(row);
 }
 
 // Copies panels of a row-major matrix into the packed layout.
@@ -605,6 +682,17 @@ void linear(const mt_linear& op) {
     linear_as<float>(op);
   } else {
     linear_as<f16>(op);
+  }
+}
+
+void likeliest(const mt_linear& op, int sampleable, int32_t* ids) {
+  if (op.tokens == 0) return;
+  if (op.dtype == MT_BF16) {
+    linear_as<bf16>(op, sampleable, ids);
+  } else if (op.dtype == MT_F32) {
+    linear_as<float>(op, sampleable, ids);
+  } else {
+    linear_as<f16>(op, sampleable, ids);
   }
 }
 

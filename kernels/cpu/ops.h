@@ -15,6 +15,9 @@ namespace mt {
 struct Ops {
   void (*pack)(const mt_pack&);
   void (*linear)(const mt_linear&);
+  // ids (tokens): of each row of the product the greatest of columns 0..sampleable-1, of equals the
+  // lowest, 0 where all are -inf. The product itself is not kept: op.out is not read.
+  void (*likeliest)(const mt_linear&, int sampleable, int32_t* ids);
   void (*embedding)(const mt_embedding&);
   void (*rms_norm)(const mt_rms_norm&);
   void (*rope)(const mt_rope&);

@@ -6,6 +6,7 @@ Knows no tokenizer: rows that must not be sampled are the sampler's affair.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from torch import Tensor
 from mtactors.kernels import LinearWeight, Operations
 from mtactors.kernels.likeliest import likeliest_of_all, likeliest_of_part
 from mtactors.layers.comm import Comm
+
+
+@runtime_checkable
+class _Choosing(Protocol):
+    """Operations that find the likeliest id without writing the logits down."""
+
+    def likeliest(self, x: Tensor, weight: LinearWeight, sampleable: int) -> Tensor:
+        """Return the greatest column below `sampleable` of each row, of equals the lowest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +60,18 @@ class Head:
         # Rows that fill up the last shares are no ids.
         return self.comm.all_gather(part)[:, : self.vocab_rows].contiguous()
 
+    @property
+    def chooses(self) -> bool:
+        """Whether `likeliest` costs less than the logits and a greedy sampler."""
+        return self.comm.world_size > 1 or isinstance(self.ops, _Choosing)
+
     def likeliest(self, hidden: Tensor, sampleable: int) -> Tensor:
         """Return the likeliest id below `sampleable` of each row, of equals the lowest.
 
         (R,) int32, the same on every rank; the logits themselves stay where they are.
         """
+        if self.comm.world_size == 1 and isinstance(self.ops, _Choosing):
+            return self.ops.likeliest(hidden, self.weight, sampleable)
         part = self.ops.linear(hidden, self.weight, out_dtype=torch.float32)
         each = part.shape[1]
         own = likeliest_of_part(self.ops, part, sampleable - self.comm.rank * each)

@@ -161,6 +161,11 @@ class Decoder:
         """Return the logits of rows of `forward`'s result: (R, H) -> (R, vocab_rows) float32."""
         return self._head(hidden)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether `likeliest` costs less than `logits` and a greedy sampler."""
+        return self._head.chooses
+
     def likeliest(self, hidden: Tensor) -> Tensor:
         """Return the likeliest sampleable id of rows of `forward`'s result: (R,) int32."""
         return self._head.likeliest(hidden, self.spec.sampleable_ids)

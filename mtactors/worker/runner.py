@@ -145,7 +145,7 @@ class Runner:
             return np.empty(0, np.int32), [], b""
         if meanwhile is None or self._device.type == "cpu":
             meanwhile = _nothing
-        if self._group.world_size > 1 and not self._digests and self._sampler.greedy(slots):
+        if self._decoder.chooses and not self._digests and self._sampler.greedy(slots):
             # Every rank finds the same ids: nothing is left to broadcast.
             likeliest = self._decoder.likeliest(hidden)
             meanwhile()

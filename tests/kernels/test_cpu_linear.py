@@ -121,3 +121,38 @@ def test_wrong_arguments_are_refused(ops: CpuOperations) -> None:
         ops.linear(rand(2, 32), weight, rand(9))
     with pytest.raises(TypeError, match="PlainLinear"):
         ops.linear(rand(2, 32), reference.OPERATIONS.pack_linear(rand(8, 32)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k"), [(70, 33), (96, 576), (3000, 64)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_likeliest_are_those_of_the_written_product(
+    ops: CpuOperations, n: int, k: int, dtype: torch.dtype, ties: bool
+) -> None:
+    x, matrix, _ = problem(n, k, dtype)
+    if ties:
+        # Few different rows, so that most of the greatest are there many times.
+        matrix = matrix[torch.arange(n) % 7]
+    weight = ops.pack_linear(matrix)
+    product = ops.linear(x, weight, out_dtype=torch.float32)
+    for threads in (1, 2):
+        ops.set_threads(threads)
+        for rows in (1, 2, 13, 17, 33, 128):
+            for sampleable in {1, 31, 64, 65, n - 1, n}:
+                ids = ops.likeliest(x[:rows], weight, sampleable)
+                assert ids.dtype is torch.int32
+                # numpy's argmax is the first of equals, torch's need not be.
+                wanted = product[:rows, :sampleable].numpy().argmax(1)
+                assert ids.tolist() == wanted.tolist()
+
+
+def test_the_likeliest_of_impossible_columns_is_the_first(ops: CpuOperations) -> None:
+    weight = ops.pack_linear(torch.full((70, 32), -torch.inf))
+    x = torch.ones(3, 32)
+    assert ops.likeliest(x, weight, 70).tolist() == [0, 0, 0]
+    assert ops.likeliest(x[:0], weight, 70).tolist() == []
+    for wrong in (0, 71):
+        with pytest.raises(ValueError, match="sampleable"):
+            ops.likeliest(x, weight, wrong)
+    with pytest.raises(ValueError, match="does not fit"):
+        ops.likeliest(x[:, 1:], weight, 70)
