@@ -47,8 +47,8 @@ PRODUCTS = {
 HEAD_ROWS = 128
 # A cold set of weights or caches: as much as the model's, of which a large cache still holds some.
 COLD_BYTES = 256 << 20
-# For so long is one thing measured at least. The best call counts: torch's threads now and then
-# share one core for a while, spinning.
+# For so long is one thing measured, within 25 times the repeats. The best call counts: torch's
+# threads now and then share one core for a while, spinning.
 SECONDS = 0.1
 
 
@@ -99,7 +99,7 @@ def clock(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
     turns = itertools.cycle(calls)
     seconds: list[float] = []
     end = time.perf_counter() + SECONDS
-    while len(seconds) < repeats or time.perf_counter() < end:
+    while len(seconds) < repeats or (len(seconds) < 25 * repeats and time.perf_counter() < end):
         call = next(turns)
         start = time.perf_counter()
         call()
