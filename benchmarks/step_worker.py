@@ -26,14 +26,17 @@ from mtactors.worker.sampler import Sampler
 #: What a step is made of: part -> the calls that belong to it.
 KERNELS: dict[str, tuple[tuple[Any, str], ...]] = {
     "kernels: layers": ((_native.Decoder, "forward"),),
-    "kernels: output layer": ((_native.Backend, "linear"),),
+    # With the choice of ids where all rows are greedy.
+    "kernels: output layer": ((_native.Backend, "linear"), (_native.Backend, "likeliest")),
     "kernels: sampling": ((_native.Backend, "sample"), (_native.Backend, "logprobs")),
+    "kernels: copies of blocks": ((_native.Backend, "copy_blocks"),),
 }
 OTHERS: dict[str, tuple[tuple[Any, str], ...]] = {
     "tensors from the plan": ((Rows, "apply"), (batch, "build")),
     "arguments of the kernels": (
         (Decoder, "forward"),
         (Decoder, "logits"),
+        (Decoder, "likeliest"),
         (Sampler, "sample"),
         (Sampler, "logprobs"),
     ),

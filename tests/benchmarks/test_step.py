@@ -33,7 +33,6 @@ def test_it_tells_where_each_step_goes(tmp_path: Path, capsys: pytest.CaptureFix
             assert {
                 "kernels: layers",
                 "kernels: output layer",
-                "kernels: sampling",
                 "tensors from the plan",
                 "arguments of the kernels",
                 "rest of the runner",
