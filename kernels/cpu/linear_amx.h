@@ -1,0 +1,184 @@
+// How a chunk of a bf16 product is multiplied on AMX: few rows at the speed of memory, many rows at
+// that of the multipliers. Rows are finished while the next ones are multiplied.
+//
+// linear_job.h has the job itself, amx.h the tile products.
+
+#ifndef MTACTORS_KERNELS_CPU_LINEAR_AMX_H
+#define MTACTORS_KERNELS_CPU_LINEAR_AMX_H
+
+#include "amx.h"
+#include "linear_job.h"
+#include "pool.h"
+
+namespace mt {
+namespace MT_ISA {
+namespace {
+
+// Row by row, what `finish` does to a whole panel without bias and rounded to bf16. A gate becomes,
+// in place, what its up is multiplied with.
+MT_INLINE void activate_row(float* gate) {
+  const bf16* as = nullptr;
+  for (int j = 0; j < kPanel; j += W) {
+    vstore(gate + j, vround(vsilu(vround(vload(gate + j), as)), as));
+  }
+}
+MT_INLINE void finish_row(int fuse, const float* y, const float* up, const bf16* residual,
+                          bf16* out) {
+  const bf16* as = nullptr;
+  vf low = vload(y), high = vload(y + W);
+  if (fuse == MT_FUSE_SILU_MUL) {
+    low = low * vround(vload(up), as);
+    high = high * vround(vload(up + W), as);
+  } else if (fuse == MT_FUSE_RESIDUAL) {
+    low = vround(low, as) + vload(residual);
+    high = vround(high, as) + vload(residual + W);
+  }
+  const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+  _mm512_storeu_si512(out, reinterpret_cast<__m512i>(both));
+}
+
+// A tile whose sums are there and whose rows are finished while the next one is multiplied.
+struct Pending {
+  enum Work { kGeneric, kWhole, kGate };
+  const Job<bf16>* job;
+  Tile* tile = nullptr;
+  int row0 = 0, rows = 0, p = 0, done = 0;
+  Work work = kGeneric;
+
+  explicit Pending(const Job<bf16>* j) : job(j) {}
+
+  void set(Tile* t, int row, int count, int panel, Work what = kGeneric) {
+    tile = t;
+    row0 = row;
+    rows = count;
+    p = panel;
+    done = 0;
+    work = what;
+  }
+
+  MT_INLINE void finish_some(int count) {
+    count = imin(count, rows - done);
+    if (count <= 0) return;
+    if (work == kGeneric) {
+      job->store_rows(*tile, 0, row0, done, count, p);
+    } else if (work == kGate) {
+      for (int r = done; r < done + count; ++r) activate_row(tile->v[0] + r * kPanel);
+    } else {
+      const mt_linear& op = *job->op;
+      bf16* out = static_cast<bf16*>(op.out) + p * kPanel;
+      const bf16* residual = static_cast<const bf16*>(op.residual) + p * kPanel;
+      for (int r = done; r < done + count; ++r) {
+        finish_row(op.fuse, tile->v[0] + r * kPanel, tile->v[1] + r * kPanel,
+                   residual + (row0 + r) * op.residual_stride, out + (row0 + r) * op.out_stride);
+      }
+    }
+    done += count;
+  }
+};
+
+// At most kTileRows rows: a unit's panels pass by once.
+inline void run_few(const Job<bf16>& job, int row, int rows, int unit_begin, int unit_end) {
+  const mt_linear& op = *job.op;
+  Tile buffers[2];
+  alignas(64) char ring[2 * kRing * kStepBytes];
+  Pending pending(&job);
+  TileConfig config;
+  const bool pair = op.fuse == MT_FUSE_SILU_MUL, two = rows > 16;
+  config.set(two ? 16 : rows, two ? rows - 16 : rows);
+  const int steps = padded_k(op.k, MT_BF16) / kKPad;
+  const int rows_per_step = ceil_div(rows, pair && two ? 2 * steps : steps);
+  const int64_t bytes = panel_bytes(op.k, MT_BF16);
+  const bf16* a = job.a + row * job.lda;
+  const auto meanwhile = [&] { pending.finish_some(rows_per_step); };
+  for (int p = unit_begin, turn = 0; p < unit_end; ++p, turn ^= 1) {
+    Tile& now = buffers[turn];
+    float* out[] = {now.v[0], now.v[1]};
+    const char* gate = reinterpret_cast<const char*>(job.panel(p));
+    const char* up = gate + job.units * bytes;
+    const char* both[] = {gate, up};
+    const char* next[] = {gate + bytes, up + bytes};
+    if (!two && pair) {
+      amx_stream<1, 2>(a, job.lda, both, next, steps, out, ring, meanwhile);
+    } else if (!two) {
+      amx_stream<1, 1>(a, job.lda, both, next, steps, out, ring, meanwhile);
+    } else if (!pair) {
+      amx_stream<2, 1>(a, job.lda, both, next, steps, out, ring, meanwhile);
+    } else {
+      amx_stream<2, 1>(a, job.lda, both, both + 1, steps, out, ring, meanwhile);
+      amx_stream<2, 1>(a, job.lda, both + 1, next, steps, out + 1, ring, meanwhile);
+    }
+    pending.finish_some(kTileRows);
+    pending.set(&now, row, rows, p);
+  }
+  pending.finish_some(kTileRows);
+}
+
+// Steps of a panel that stay in the first cache while rows pass by.
+constexpr int kNearSteps = 18;
+
+// More rows: they pass by one panel after another, or by one piece of it where the first cache
+// holds no whole panel. A gate's rows are activated while others are multiplied, as rows are
+// finished.
+inline void run_many(const Job<bf16>& job, int row_begin, int row_end, int unit_begin,
+                     int unit_end) {
+  const mt_linear& op = *job.op;
+  const int tiles = ceil_div(row_end - row_begin, kTileRows);
+  const int height = ceil_div(row_end - row_begin, tiles);  // of a tile; the last has what is left
+  const int steps = padded_k(op.k, MT_BF16) / kKPad, pieces = ceil_div(steps, kNearSteps);
+  const bool pair = op.fuse == MT_FUSE_SILU_MUL;
+  const int passes = pair ? 2 * pieces : pieces, width = pair ? op.n / 2 : op.n;
+  const int64_t bytes = panel_bytes(op.k, MT_BF16);
+  const int lines = ceil_div(kStepBytes / 64, tiles);
+  // All tiles wait for the next pass, or one to be finished while the next is multiplied.
+  const int buffers = passes > 1 ? tiles : 2;
+  Tile* sums = static_cast<Tile*>(scratch(kScratchB, sizeof(Tile) * size_t(buffers)));
+  Pending pending(&job);
+  TileConfig config;
+  for (int p = unit_begin; p < unit_end; ++p) {
+    const bool whole = op.bias == nullptr && op.out_dtype == MT_BF16 && (p + 1) * kPanel <= width;
+    for (int pass = 0; pass < passes; ++pass) {
+      const int part = pass / pieces, piece = pass % pieces;
+      const int first = steps * piece / pieces, count = steps * (piece + 1) / pieces - first;
+      const char* b = reinterpret_cast<const char*>(job.panel(p + part * job.units)) +
+                      int64_t{first} * kStepBytes;
+      // Every tile fetches its share of the same piece of the next panel.
+      Ahead ahead = {b + bytes, lines};
+      for (int i = 0; i < tiles; ++i) {
+        const int row = row_begin + i * height, rows = imin(height, row_end - row);
+        Tile& tile = sums[i % buffers];
+        if (pending.tile == &tile) pending.finish_some(kTileRows);
+        config.set(ceil_div(rows, 2), rows / 2);
+        const int rows_per_step = ceil_div(pending.rows, count);
+        const auto meanwhile = [&] {
+          ahead();
+          pending.finish_some(rows_per_step);
+        };
+        amx_two_by_one(job.a + row * job.lda + first * kKPad, job.lda, ceil_div(rows, 2), b, count,
+                       piece > 0, tile.v[part], meanwhile);
+        if (piece + 1 < pieces) continue;
+        pending.finish_some(kTileRows);
+        if (pass + 1 == passes) {
+          pending.set(&tile, row, rows, p, whole ? Pending::kWhole : Pending::kGeneric);
+        } else if (whole) {
+          pending.set(&tile, row, rows, p, Pending::kGate);
+        }
+      }
+    }
+  }
+  pending.finish_some(kTileRows);
+}
+
+template <>
+inline void Job<bf16>::run(int row_begin, int row_end, int unit_begin, int unit_end) const {
+  if (row_end - row_begin <= kTileRows) {
+    run_few(*this, row_begin, row_end - row_begin, unit_begin, unit_end);
+  } else {
+    run_many(*this, row_begin, row_end, unit_begin, unit_end);
+  }
+}
+
+}  // namespace
+}  // namespace MT_ISA
+}  // namespace mt
+
+#endif

@@ -1,0 +1,211 @@
+// One product as a job of the thread pool: its chunks, and what becomes of finished sums.
+//
+// Sums are stored with bias, rounding and a fused function, or only the best of each row is kept.
+// Knows no AMX: linear_amx.h replaces how a chunk is multiplied.
+
+#ifndef MTACTORS_KERNELS_CPU_LINEAR_JOB_H
+#define MTACTORS_KERNELS_CPU_LINEAR_JOB_H
+
+#include <string.h>
+
+#include "multiply.h"
+#include "ops.h"
+#include "simd.h"
+
+namespace mt {
+namespace MT_ISA {
+namespace {
+
+// Rows of x that stay in a core's L2 while a panel passes by.
+constexpr int kRowBlock = 256;
+constexpr int kTileRows = 32;
+
+struct Tile {
+  alignas(64) float v[2][kTileRows * kPanel];
+};
+
+// One vector of finished sums: bias, fused function; rounded by the store that follows.
+template <typename T, int FUSE>
+MT_INLINE vf finish_vector(vf y, vf up, const T* bias, const T* up_bias, const T* residual, int n) {
+  const T* as = nullptr;
+  if (bias != nullptr) y = y + (n == W ? vload(bias) : vloadn(bias, n));
+  if (FUSE == MT_FUSE_SILU_MUL) {
+    if (bias != nullptr) up = up + vload(up_bias);
+    y = vround(vsilu(vround(y, as)), as) * vround(up, as);
+  }
+  if (FUSE == MT_FUSE_RESIDUAL) {
+    y = vround(y, as) + (n == W ? vload(residual) : vloadn(residual, n));
+  }
+  return y;
+}
+
+// Stores `rows` x `columns` finished sums of a tile.
+template <typename T, typename O, int FUSE>
+inline void finish(const mt_linear& op, const float* tile, const float* tile2, int row0, int rows,
+                   int column0, int columns) {
+  const T* bias = op.bias == nullptr ? nullptr : static_cast<const T*>(op.bias) + column0;
+  const T* up_bias = bias == nullptr ? nullptr : bias + op.n / 2;
+  for (int r = 0; r < rows; ++r) {
+    O* out = static_cast<O*>(op.out) + (row0 + r) * op.out_stride + column0;
+    const T* residual = nullptr;
+    if (FUSE == MT_FUSE_RESIDUAL) {
+      residual = static_cast<const T*>(op.residual) + (row0 + r) * op.residual_stride + column0;
+    }
+    const float* y = tile + r * kPanel;
+    const float* up = tile2 + r * kPanel;
+    if (columns == kPanel && bias == nullptr) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kPanel; j += W) {
+        const vf second = FUSE == MT_FUSE_SILU_MUL ? vload(up + j) : vzero();
+        const T* none = nullptr;
+        vstore(out + j, finish_vector<T, FUSE>(vload(y + j), second, none, none, residual + j, W));
+      }
+      continue;
+    }
+    for (int j = 0; j < columns; j += W) {
+      const int n = imin(W, columns - j);
+      const vf second = FUSE == MT_FUSE_SILU_MUL ? vload(up + j) : vzero();
+      const T* b = bias == nullptr ? nullptr : bias + j;
+      const T* b2 = bias == nullptr ? nullptr : up_bias + j;
+      const vf x = finish_vector<T, FUSE>(vload(y + j), second, b, b2, residual + j, n);
+      if (n == W) {
+        vstore(out + j, x);
+      } else {
+        vstoren(out + j, x, n);
+      }
+    }
+  }
+}
+
+// The greatest of what each lane has seen of a row, and the first id of the vector it came from.
+struct Best {
+  typedef float Floats __attribute__((vector_size(W * 4)));
+  typedef int32_t Ints __attribute__((vector_size(W * 4)));
+  alignas(64) float value[W];
+  alignas(64) int32_t from[W];
+
+  void clear() {
+    for (int i = 0; i < W; ++i) {
+      value[i] = -__builtin_inff();
+      from[i] = 0;
+    }
+  }
+
+  // Ids ascend from call to call, so of equals the lowest stays.
+  MT_INLINE void take(const float* logits, int first_id) {
+    Floats most;
+    Ints where;
+    memcpy(&most, value, sizeof(most));
+    memcpy(&where, from, sizeof(where));
+    for (int j = 0; j < kPanel; j += W) {
+      Floats now;
+      memcpy(&now, logits + j, sizeof(now));
+      const Ints greater = (Ints)(now > most);
+      most = (Floats)(((Ints)now & greater) | ((Ints)most & ~greater));
+      where = ((Ints{} + (first_id + j)) & greater) | (where & ~greater);
+    }
+    memcpy(value, &most, sizeof(most));
+    memcpy(from, &where, sizeof(where));
+  }
+};
+
+template <typename T>
+struct Job {
+  typedef typename Activations<T>::type A;
+  const mt_linear* op;
+  const A* a;
+  int64_t lda;
+  int row_blocks, rows_per_block, units, units_per_chunk;
+  // Where only the likeliest id is asked for: (chunks of units, tokens), and the ids that count.
+  Best* best = nullptr;
+  int sampleable = 0;
+
+  const T* panel(int index) const {
+    const char* base = static_cast<const char*>(op->weight);
+    return reinterpret_cast<const T*>(base + index * panel_bytes(op->k, op->dtype));
+  }
+
+  void store(const Tile& tile, int which, int row0, int rows, int p) const {
+    store_rows(tile, which, row0, 0, rows, p);
+  }
+
+  // Finishes rows first..first+rows-1 of a tile whose row 0 is row0 of the result.
+  void store_rows(const Tile& tile, int which, int row0, int first, int rows, int p) const {
+    const int width = op->fuse == MT_FUSE_SILU_MUL ? op->n / 2 : op->n;
+    const int column0 = p * kPanel, columns = imin(kPanel, width - column0);
+    const float *y = tile.v[which] + first * kPanel, *up = tile.v[1] + first * kPanel;
+    row0 += first;
+    if (best != nullptr) {
+      keep_best(y, row0, rows, p);
+    } else if (op->fuse == MT_FUSE_SILU_MUL) {
+      finish<T, T, MT_FUSE_SILU_MUL>(*op, y, up, row0, rows, column0, columns);
+    } else if (op->fuse == MT_FUSE_RESIDUAL) {
+      finish<T, T, MT_FUSE_RESIDUAL>(*op, y, up, row0, rows, column0, columns);
+    } else if (op->out_dtype == MT_F32) {
+      finish<T, float, MT_FUSE_NONE>(*op, y, up, row0, rows, column0, columns);
+    } else {
+      finish<T, T, MT_FUSE_NONE>(*op, y, up, row0, rows, column0, columns);
+    }
+  }
+
+  void keep_best(const float* y, int row0, int rows, int p) const {
+    Best* to = best + int64_t{p / units_per_chunk} * op->tokens + row0;
+    const int column0 = p * kPanel, columns = imin(kPanel, sampleable - column0);
+    for (int r = 0; r < rows; ++r, y += kPanel) {
+      if (p % units_per_chunk == 0) to[r].clear();
+      if (columns == kPanel) {
+        to[r].take(y, column0);
+      } else if (columns > 0) {
+        float some[kPanel];
+        for (int j = 0; j < kPanel; ++j) some[j] = j < columns ? y[j] : -__builtin_inff();
+        to[r].take(some, column0);
+      }
+    }
+  }
+
+  // The lowest of a row's likeliest ids; 0 where all are impossible.
+  int32_t likeliest(int row) const {
+    float most = -__builtin_inff();
+    int32_t id = 0;
+    for (int c = 0; c * units_per_chunk < units; ++c) {
+      const Best& b = best[int64_t{c} * op->tokens + row];
+      for (int i = 0; i < W; ++i) {
+        const int32_t own = b.from[i] + i;
+        if (b.value[i] > most || (b.value[i] == most && own < id)) {
+          most = b.value[i];
+          id = own;
+        }
+      }
+    }
+    return id;
+  }
+
+  void operator()(int chunk) const {
+    const int row_begin = chunk % row_blocks * rows_per_block;
+    const int row_end = imin(op->tokens, row_begin + rows_per_block);
+    const int unit_begin = chunk / row_blocks * units_per_chunk;
+    const int unit_end = imin(units, unit_begin + units_per_chunk);
+    run(row_begin, row_end, unit_begin, unit_end);
+  }
+
+  void run(int row_begin, int row_end, int unit_begin, int unit_end) const {
+    Tile tile;
+    const bool pair = op->fuse == MT_FUSE_SILU_MUL;
+    const int rows = row_end - row_begin, tiles = ceil_div(rows, kMaxRows);
+    const int k = op->dtype == MT_BF16 ? padded_k(op->k, op->dtype) : op->k;
+    for (int p = unit_begin; p < unit_end; ++p) {
+      for (int i = 0; i < tiles; ++i) {
+        const int row = row_begin + rows * i / tiles, end = row_begin + rows * (i + 1) / tiles;
+        multiply_tile(end - row, a + row * lda, lda, panel(p), k, tile.v[0]);
+        if (pair) multiply_tile(end - row, a + row * lda, lda, panel(p + units), k, tile.v[1]);
+        store(tile, 0, row, end - row, p);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace MT_ISA
+}  // namespace mt
+
+#endif
