@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _CONFIGURE_POLL = 0.5  # seconds
+_LULL_SECONDS = 0.02  # without a plan: no row is running
 _IDLE_SECONDS = 1.0  # without a plan: whoever started us has sent his first request by then
 
 
@@ -98,7 +99,6 @@ class Worker:
 
     def _serve(self, runner: Runner, page: StepPage) -> None:
         while True:
-            self._prepare(runner)
             plan = self._receive_plan(runner)
             arrived = time.perf_counter()
             if self._fault is not None:
@@ -110,11 +110,7 @@ class Worker:
             page.leave()
             if result is not None:
                 self._channel.send(result)
-
-    def _prepare(self, runner: Runner) -> None:
-        """Prepare for later steps: a little after each one, and on while no plan is there."""
-        while runner.prepare() and self._ahead is None:
-            self._read_ahead()
+            runner.prepare()
 
     def _receive_plan(self, runner: Runner) -> StepPlan:
         """Return the next plan; one out of order must never reach a collective.
@@ -123,6 +119,10 @@ class Worker:
             WireError: a gap, a repeat, or a message of another epoch.
         """
         message, self._ahead = self._ahead, None
+        if message is None:
+            message = self._channel.recv(_LULL_SECONDS)
+        while message is None and runner.prepare():
+            message = self._channel.recv(0)
         if message is None:
             message = self._channel.recv(_IDLE_SECONDS)
         if message is None:

@@ -63,7 +63,7 @@ class Runner:
         self._logits_rows = max(1, num_bytes // (4 * self._decoder.spec.vocab_rows))
 
     def prepare(self) -> bool:
-        """Prepare for later steps for about a millisecond; tell whether there is more to do."""
+        """Prepare a little for later steps; tell whether there is more to do."""
         self._warm_blocks.use(self._rows.highest_block)
         return self._warm_blocks.prepare()
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import time
 
 from torch import Tensor
 
 _MADV_POPULATE_WRITE = 23  # of Linux 5.14: fault pages in for writing, and change nothing
-_SLICE_SECONDS = 0.001
+_PIECE = 2 << 20  # bytes: a huge page, where the system gives them
 
 
 class WarmBlocks:
@@ -34,28 +33,26 @@ class WarmBlocks:
             (tensor.data_ptr(), tensor.stride(0) * tensor.itemsize) for tensor in tensors
         ]
         self._ahead = ahead
-        self._warm = 0  # pieces: a block of one tensor after the other, then the next block
-        self._wanted = 0
+        self._ends = [address for address, _ in self._places]  # of what is in memory
+        self._highest = 0
         self._madvise = ctypes.CDLL(None, use_errno=True).madvise
         self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self.use(-1)
 
     def use(self, block: int) -> None:
         """Note that a block is in use; -1 is none."""
-        blocks = min(block + 1 + self._ahead, self._num_blocks)
-        self._wanted = max(self._wanted, blocks * len(self._places))
+        self._highest = max(self._highest, min(block + 1 + self._ahead, self._num_blocks))
 
     def prepare(self) -> bool:
-        """Find memory for about a millisecond; tell whether there is more to do."""
-        end = time.perf_counter() + _SLICE_SECONDS
-        while self._warm < self._wanted:
-            block, tensor = divmod(self._warm, len(self._places))
-            address, size = self._places[tensor]
-            first = address + block * size
-            start = first & -mmap.PAGESIZE
-            if self._madvise(start, first + size - start, _MADV_POPULATE_WRITE):
-                self._num_blocks = self._wanted = 0  # nor will it for the others
-            self._warm += 1
-            if time.perf_counter() > end:
-                break
-        return self._warm < self._wanted
+        """Find memory for a piece of one tensor; tell whether there is more to do."""
+        for index, (address, size) in enumerate(self._places):
+            start = self._ends[index]
+            if start >= address + self._highest * size:
+                continue
+            end = min((start & -_PIECE) + _PIECE, address + self._num_blocks * size)
+            start &= -mmap.PAGESIZE
+            if self._madvise(start, end - start, _MADV_POPULATE_WRITE):
+                self._num_blocks = self._highest = 0  # nor will it for the others
+            self._ends[index] = end
+            return True
+        return False
