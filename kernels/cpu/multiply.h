@@ -100,33 +100,11 @@ inline void multiply_rows(const float* a, int64_t lda, const B* b, int k, float*
   }
 }
 
-template <typename B>
-inline void multiply_tile(int rows, const float* a, int64_t lda, const B* b, int k, float* out) {
-  switch (rows) {
-    case 1: return multiply_rows<1>(a, lda, b, k, out);
-    case 2: return multiply_rows<2>(a, lda, b, k, out);
-    case 3: return multiply_rows<3>(a, lda, b, k, out);
-    case 4: return multiply_rows<4>(a, lda, b, k, out);
-#if defined(__AVX2__)
-    case 5: return multiply_rows<5>(a, lda, b, k, out);
-    case 6: return multiply_rows<6>(a, lda, b, k, out);
-#endif
-#if defined(__AVX512F__)
-    case 7: return multiply_rows<7>(a, lda, b, k, out);
-    case 8: return multiply_rows<8>(a, lda, b, k, out);
-    case 9: return multiply_rows<9>(a, lda, b, k, out);
-    case 10: return multiply_rows<10>(a, lda, b, k, out);
-    case 11: return multiply_rows<11>(a, lda, b, k, out);
-    case 12: return multiply_rows<12>(a, lda, b, k, out);
-#endif
-  }
-}
-
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 
 // Products of bf16 pairs; x stays bf16.
 template <int MR>
-inline void multiply_bf16(const bf16* a, int64_t lda, const bf16* b, int k, float* out) {
+inline void multiply_rows(const bf16* a, int64_t lda, const bf16* b, int k, float* out) {
   __m512 acc[MR][2];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
@@ -151,24 +129,29 @@ inline void multiply_bf16(const bf16* a, int64_t lda, const bf16* b, int k, floa
   }
 }
 
-inline void multiply_tile(int rows, const bf16* a, int64_t lda, const bf16* b, int k, float* out) {
+#endif
+
+template <typename A, typename B>
+inline void multiply_tile(int rows, const A* a, int64_t lda, const B* b, int k, float* out) {
   switch (rows) {
-    case 1: return multiply_bf16<1>(a, lda, b, k, out);
-    case 2: return multiply_bf16<2>(a, lda, b, k, out);
-    case 3: return multiply_bf16<3>(a, lda, b, k, out);
-    case 4: return multiply_bf16<4>(a, lda, b, k, out);
-    case 5: return multiply_bf16<5>(a, lda, b, k, out);
-    case 6: return multiply_bf16<6>(a, lda, b, k, out);
-    case 7: return multiply_bf16<7>(a, lda, b, k, out);
-    case 8: return multiply_bf16<8>(a, lda, b, k, out);
-    case 9: return multiply_bf16<9>(a, lda, b, k, out);
-    case 10: return multiply_bf16<10>(a, lda, b, k, out);
-    case 11: return multiply_bf16<11>(a, lda, b, k, out);
-    case 12: return multiply_bf16<12>(a, lda, b, k, out);
+    case 1: return multiply_rows<1>(a, lda, b, k, out);
+    case 2: return multiply_rows<2>(a, lda, b, k, out);
+    case 3: return multiply_rows<3>(a, lda, b, k, out);
+    case 4: return multiply_rows<4>(a, lda, b, k, out);
+#if defined(__AVX2__)
+    case 5: return multiply_rows<5>(a, lda, b, k, out);
+    case 6: return multiply_rows<6>(a, lda, b, k, out);
+#endif
+#if defined(__AVX512F__)
+    case 7: return multiply_rows<7>(a, lda, b, k, out);
+    case 8: return multiply_rows<8>(a, lda, b, k, out);
+    case 9: return multiply_rows<9>(a, lda, b, k, out);
+    case 10: return multiply_rows<10>(a, lda, b, k, out);
+    case 11: return multiply_rows<11>(a, lda, b, k, out);
+    case 12: return multiply_rows<12>(a, lda, b, k, out);
+#endif
   }
 }
-
-#endif
 
 #if defined(__AVX512BF16__)
 // bf16 is multiplied as it is; everything else is widened to float first.
