@@ -127,15 +127,12 @@ class Pace:
     rate: float = 0.0
 
 
-def launcher(ids: Path, pace: Pace) -> Launcher:
-    """Return what starts the worker."""
-    script = str(HERE / "front_worker.py")
+def launcher(script: str, *options: str) -> Launcher:
+    """Return what starts a worker by a script that lies beside this one."""
 
     async def launch(seat: WorkerSeat) -> WorkerHandle:
-        own = [f"--ids={ids}", f"--blocks={_BLOCKS}", f"--step={pace.step}", f"--rate={pace.rate}"]
-        return await launch_process(
-            seat, [sys.executable, script, "worker", *worker_options(seat), *own]
-        )
+        command = [sys.executable, str(HERE / script), "worker", *worker_options(seat), *options]
+        return await launch_process(seat, command)
 
     return launch
 
@@ -152,7 +149,9 @@ async def running_engine(model: str, streams: int, pace: Pace) -> AsyncIterator[
     with tempfile.NamedTemporaryFile("w", suffix=".ids") as ids:
         ids.write(" ".join(map(str, words)))
         ids.flush()
-        supervisor = Supervisor(config, launcher=launcher(Path(ids.name), pace))
+        options = f"--ids={ids.name}", f"--blocks={_BLOCKS}", f"--step={pace.step}"
+        launch = launcher("front_worker.py", *options, f"--rate={pace.rate}")
+        supervisor = Supervisor(config, launcher=launch)
         engine = Engine(config, tokenizer, supervisor=supervisor)
         await engine.start()
         try:

@@ -26,23 +26,15 @@ import uvloop
 if not __package__:  # as a program it has its own folder on the path, not the one above
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.front import engine_load
+from benchmarks.front import engine_load, launcher
 from benchmarks.report import aligned, describe_machine
 from mtactors.engine_args import EngineArgs
 from mtactors.families import load_spec
 from mtactors.front.engine import Engine
 from mtactors.front.supervisor import Supervisor
 from mtactors.front.tokenizer import Tokenizer
-from mtactors.front.worker_process import (
-    Launcher,
-    WorkerHandle,
-    WorkerSeat,
-    launch_process,
-    worker_options,
-)
 from mtactors.hub import resolve_model
 
-HERE = Path(__file__).resolve().parent
 _KERNELS = "kernels: "
 
 
@@ -112,17 +104,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return given
 
 
-def launcher(notes: Path) -> Launcher:
-    """Return what starts the worker with the clock."""
-    script = str(HERE / "step_worker.py")
-
-    async def launch(seat: WorkerSeat) -> WorkerHandle:
-        own = [f"--notes={notes}", *worker_options(seat)]
-        return await launch_process(seat, [sys.executable, script, "worker", *own])
-
-    return launch
-
-
 async def decode(given: argparse.Namespace, notes: Path) -> tuple[dict[int, float], str]:
     """Decode at each number of streams; the worker notes its steps when it ends.
 
@@ -140,7 +121,8 @@ async def decode(given: argparse.Namespace, notes: Path) -> tuple[dict[int, floa
     )
     config = args.create_engine_config(directory, load_spec(directory))
     tokenizer = Tokenizer.load(config.model.tokenizer_directory)
-    engine = Engine(config, tokenizer, supervisor=Supervisor(config, launcher=launcher(notes)))
+    clocked = launcher("step_worker.py", f"--notes={notes}")
+    engine = Engine(config, tokenizer, supervisor=Supervisor(config, launcher=clocked))
     fronts = {}
     await engine.start()
     try:
