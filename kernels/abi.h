@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct of this file changes its layout or meaning. */
-#define MT_ABI_VERSION 3
+#define MT_ABI_VERSION 4
 
 /* Element types of activations, weights and caches. */
 enum { MT_F32 = 0, MT_BF16 = 1, MT_F16 = 2 };
@@ -23,12 +23,13 @@ enum {
   MT_FUSE_RESIDUAL = 2  /* out = rounded product + residual, rounded */
 };
 
-/* Copies a row-major (n, k) matrix into the backend's layout of `bytes` as told by its own query. */
+/* Copies a row-major (n, k) matrix into the backend's layout; `held` and the bytes that this takes
+ * are told by the backend's own query. */
 typedef struct mt_pack {
   const void* source;
   int64_t source_stride;
   void* packed;
-  int32_t n, k, dtype;
+  int32_t n, k, dtype, held;
   void* stream;
 } mt_pack;
 

@@ -61,18 +61,21 @@ nb::tuple facts(const Backend& backend, int device) {
 
 struct PackedMatrix {
   mt::Allocation memory;
-  int n, k, dtype;
+  int64_t bytes;
+  int n, k, dtype, held;
 
   PackedMatrix(const Backend& backend, Address source, int64_t stride, int n_, int k_, int dtype_)
       : n(n_), k(k_), dtype(dtype_) {
-    memory = mt::allocate_weight(static_cast<size_t>(mt::packed_bytes(n, k, dtype)));
     mt_pack op = {};
     op.source = pointer<const void>(source);
     op.source_stride = stride;
-    op.packed = memory.data;
     op.n = n;
     op.k = k;
     op.dtype = dtype;
+    op.held = held = backend.ops().hold(op);
+    bytes = mt::packed_bytes(n, k, dtype, held);
+    memory = mt::allocate_weight(static_cast<size_t>(bytes));
+    op.packed = memory.data;
     backend.ops().pack(op);
   }
   mt::Matrix view() const {
@@ -420,9 +423,8 @@ NB_MODULE(_native, m) {
       .def_prop_ro(
           "address",
           [](const PackedMatrix& w) { return reinterpret_cast<Address>(w.memory.data); })
-      .def_prop_ro("nbytes", [](const PackedMatrix& w) {
-        return mt::packed_bytes(w.n, w.k, w.dtype);
-      });
+      .def_ro("held", &PackedMatrix::held)
+      .def_ro("nbytes", &PackedMatrix::bytes);
   nb::class_<mt::SharedGroup>(m, "SharedGroup")
       .def(nb::init<const std::string&, int, int, size_t>(), "path"_a, "rank"_a, "size"_a,
            "capacity"_a)

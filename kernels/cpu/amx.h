@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "compact.h"
 #include "simd.h"
 
 namespace mt {
@@ -53,8 +54,7 @@ class TileConfig {
   int first_ = 0, second_ = 0;
 };
 
-// Bytes of one k step (32 k) of a weight panel, and its row stride.
-constexpr int kStepBytes = 2048;
+// Bytes from a pair of k to the next in a plain panel.
 constexpr int kPairStride = 128;
 
 // The compiler does not know that a tile load reads memory: what was stored stays stored before it.
@@ -116,31 +116,23 @@ inline void amx_two_by_one(const bf16* a, int64_t lda, int second, const char* b
 
 // Few rows (R groups of up to 16) times S panels, at the speed of memory; R * S is at most 2. Tile
 // loads that miss the first cache keep fewer misses under way than plain loads do (28 GB/s instead
-// of 35 on two cores), so a step is copied to where it stays near, two steps before its turn, and
-// fetched kStepsAhead before that.
-// `next`: where each stream of panels goes on. Buffers: S * kRing steps.
+// of 35 on two cores), so a step is expanded to where it stays near, two steps before its turn, and
+// fetched kStreamAhead before that.
+// `next`: the first step of the panels that follow. `ring`: S * kRing steps.
 constexpr int kRing = 4;
-constexpr int kStepsAhead = 4;
+constexpr int kStreamAhead = 5;
 
-template <int R, int S, typename F>
-inline void amx_stream(const bf16* a, int64_t lda, const char* const* panel,
-                       const char* const* next, int steps, float* const* out, char* ring,
-                       F meanwhile) {
-  const auto copy = [&](int i) {
+template <int R, int S, typename Panel, typename F>
+inline void amx_stream(const bf16* a, int64_t lda, Panel* panel, const char* const* next, int steps,
+                       float* const* out, char* ring, F meanwhile) {
+  const auto expand = [&](int i) {
 #pragma GCC unroll 2
     for (int s = 0; s < S; ++s) {
-      const char* from = panel[s] + int64_t{i} * kStepBytes;
-      const int later = i + kStepsAhead - steps;
-      const char* ahead = later < 0 ? from + kStepsAhead * kStepBytes
-                                    : next[s] + int64_t{later} * kStepBytes;
-      char* to = ring + (i % kRing * S + s) * kStepBytes;
-#pragma GCC unroll 4
-      for (int j = 0; j < kStepBytes; j += 64) {
-        __builtin_prefetch(ahead + j, 0, 2);
-        _mm512_store_si512(to + j, _mm512_load_si512(from + j));
-        // Side by side: a burst of either would wait for the other.
-        asm volatile("" : : : "memory");
-      }
+      const int later = i + kStreamAhead;
+      const char* ahead =
+          later < steps ? panel[s].at(later) : next[s] + int64_t{later - steps} * Panel::kBytes;
+      panel[s].expand(i, ring + (i % kRing * S + s) * kStepBytes,
+                      [ahead](int line) { __builtin_prefetch(ahead + line, 0, 2); });
     }
   };
   const char* a0 = reinterpret_cast<const char*>(a);
@@ -150,9 +142,9 @@ inline void amx_stream(const bf16* a, int64_t lda, const char* const* panel,
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int i = 0; i < imin(2, steps); ++i) copy(i);
+  for (int i = 0; i < imin(2, steps); ++i) expand(i);
   for (int i = 0; i < steps; ++i) {
-    if (i + 2 < steps) copy(i + 2);
+    if (i + 2 < steps) expand(i + 2);
     const char* b = ring + i % kRing * S * kStepBytes;
     stored_before_tiles();
     _tile_loadd(4, a0, stride);

@@ -20,9 +20,9 @@ const char* compiled_for() {
 }
 
 const Ops* ops() {
-  static const Ops table = {pack,   linear,   likeliest, embedding,    rms_norm,
-                            rope,   kv_write, attention, silu_and_mul, copy_blocks,
-                            sample, logprobs, reduce};
+  static const Ops table = {hold, pack,     linear,    likeliest,    embedding,   rms_norm,
+                            rope, kv_write, attention, silu_and_mul, copy_blocks, sample,
+                            logprobs, reduce};
   return &table;
 }
 

@@ -15,6 +15,7 @@
   namespace isa {                                                                       \
   const char* compiled_for();                                                           \
   const Ops* ops();                                                                     \
+  int hold(const mt_pack&);                                                             \
   void pack(const mt_pack&);                                                            \
   void linear(const mt_linear&);                                                        \
   void likeliest(const mt_linear&, int sampleable, int32_t* ids);                       \

@@ -45,14 +45,18 @@ struct Copy {
 };
 
 // With `ids`, the likeliest of `sampleable` columns instead of op.out.
-template <typename T>
-void linear_as(const mt_linear& op, int sampleable = 0, int32_t* ids = nullptr) {
-  typedef typename Activations<T>::type A;
-  Job<T> job;
+template <typename T, typename Panel>
+void linear_as(const mt_linear& op, int sampleable, int32_t* ids) {
+  typedef typename Activations<T, Panel>::type A;
+  const char* weight = static_cast<const char*>(op.weight);
+  const int held = reinterpret_cast<const PackedHead*>(weight)->held;
+  Job<T, Panel> job;
   job.op = &op;
+  job.first_panel = weight + sizeof(PackedHead);
+  job.bytes_per_panel = panel_bytes(op.k, op.dtype, held);
   job.lda = op.x_stride;
   job.a = static_cast<const A*>(op.x);
-  const int k = padded_k(op.k, op.dtype);
+  const int k = job.k = padded_k(op.k, held == kAsGiven ? op.dtype : int{MT_BF16});
   if (sizeof(A) != sizeof(T) || k != op.k) {
     A* wide = static_cast<A*>(scratch(kScratchA, sizeof(A) * size_t(k) * size_t(op.tokens)));
     Copy<T, A> copy = {&op, wide, k, 16};
@@ -77,29 +81,32 @@ void linear_as(const mt_linear& op, int sampleable = 0, int32_t* ids = nullptr) 
   for (int row = 0; ids != nullptr && row < op.tokens; ++row) ids[row] = job.likeliest(row);
 }
 
+// By type, and by how the weights are held.
+void choose(const mt_linear& op, int sampleable, int32_t* ids) {
+  if (op.tokens == 0) return;
+  const int held = static_cast<const PackedHead*>(op.weight)->held;
+  if (op.dtype == MT_F16) {
+    linear_as<f16, PlainPanel<f16>>(op, sampleable, ids);
+#if defined(__AVX2__)
+  } else if (held == kCompact && op.dtype == MT_BF16) {
+    linear_as<bf16, CompactPieces>(op, sampleable, ids);
+  } else if (held == kCompact) {
+    linear_as<float, CompactPieces>(op, sampleable, ids);
+#endif
+  } else if (op.dtype == MT_BF16) {
+    linear_as<bf16, PlainPanel<bf16>>(op, sampleable, ids);
+  } else if (held == kAsBf16) {
+    linear_as<float, PlainPanel<bf16>>(op, sampleable, ids);
+  } else {
+    linear_as<float, PlainPanel<float>>(op, sampleable, ids);
+  }
+}
+
 }  // namespace
 
-void linear(const mt_linear& op) {
-  if (op.tokens == 0) return;
-  if (op.dtype == MT_BF16) {
-    linear_as<bf16>(op);
-  } else if (op.dtype == MT_F32) {
-    linear_as<float>(op);
-  } else {
-    linear_as<f16>(op);
-  }
-}
+void linear(const mt_linear& op) { choose(op, 0, nullptr); }
 
-void likeliest(const mt_linear& op, int sampleable, int32_t* ids) {
-  if (op.tokens == 0) return;
-  if (op.dtype == MT_BF16) {
-    linear_as<bf16>(op, sampleable, ids);
-  } else if (op.dtype == MT_F32) {
-    linear_as<float>(op, sampleable, ids);
-  } else {
-    linear_as<f16>(op, sampleable, ids);
-  }
-}
+void likeliest(const mt_linear& op, int sampleable, int32_t* ids) { choose(op, sampleable, ids); }
 
 }  // namespace MT_ISA
 }  // namespace mt

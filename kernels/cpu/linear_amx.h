@@ -37,15 +37,20 @@ MT_INLINE void finish_row(int fuse, const float* y, const float* up, const bf16*
   _mm512_storeu_si512(out, reinterpret_cast<__m512i>(both));
 }
 
+struct Tile {
+  alignas(64) float v[2][kTileRows * kPanel];
+};
+
 // A tile whose sums are there and whose rows are finished while the next one is multiplied.
+template <typename Panel>
 struct Pending {
   enum Work { kGeneric, kWhole, kGate };
-  const Job<bf16>* job;
+  const Job<bf16, Panel>* job;
   Tile* tile = nullptr;
   int row0 = 0, rows = 0, p = 0, done = 0;
   Work work = kGeneric;
 
-  explicit Pending(const Job<bf16>* j) : job(j) {}
+  explicit Pending(const Job<bf16, Panel>* j) : job(j) {}
 
   void set(Tile* t, int row, int count, int panel, Work what = kGeneric) {
     tile = t;
@@ -60,7 +65,8 @@ struct Pending {
     count = imin(count, rows - done);
     if (count <= 0) return;
     if (work == kGeneric) {
-      job->store_rows(*tile, 0, row0, done, count, p);
+      const int at = done * kPanel;
+      job->store(tile->v[0] + at, tile->v[1] + at, row0 + done, count, p);
     } else if (work == kGate) {
       for (int r = done; r < done + count; ++r) activate_row(tile->v[0] + r * kPanel);
     } else {
@@ -77,26 +83,27 @@ struct Pending {
 };
 
 // At most kTileRows rows: a unit's panels pass by once.
-inline void run_few(const Job<bf16>& job, int row, int rows, int unit_begin, int unit_end) {
+template <typename Panel>
+inline void run_few(const Job<bf16, Panel>& job, int row, int rows, int unit_begin, int unit_end) {
   const mt_linear& op = *job.op;
   Tile buffers[2];
   alignas(64) char ring[2 * kRing * kStepBytes];
-  Pending pending(&job);
+  Pending<Panel> pending(&job);
   TileConfig config;
   const bool pair = op.fuse == MT_FUSE_SILU_MUL, two = rows > 16;
   config.set(two ? 16 : rows, two ? rows - 16 : rows);
-  const int steps = padded_k(op.k, MT_BF16) / kKPad;
+  const int steps = job.k / kKPad;
   const int rows_per_step = ceil_div(rows, pair && two ? 2 * steps : steps);
-  const int64_t bytes = panel_bytes(op.k, MT_BF16);
   const bf16* a = job.a + row * job.lda;
   const auto meanwhile = [&] { pending.finish_some(rows_per_step); };
   for (int p = unit_begin, turn = 0; p < unit_end; ++p, turn ^= 1) {
     Tile& now = buffers[turn];
     float* out[] = {now.v[0], now.v[1]};
-    const char* gate = reinterpret_cast<const char*>(job.panel(p));
-    const char* up = gate + job.units * bytes;
-    const char* both[] = {gate, up};
-    const char* next[] = {gate + bytes, up + bytes};
+    const char* gate = job.panel(p);
+    const char* up = pair ? job.panel(p + job.units) : gate;
+    Panel both[] = {Panel(gate, steps), Panel(up, steps)};
+    const char* next[] = {Panel::first_step(gate + job.bytes_per_panel),
+                          Panel::first_step(up + job.bytes_per_panel)};
     if (!two && pair) {
       amx_stream<1, 2>(a, job.lda, both, next, steps, out, ring, meanwhile);
     } else if (!two) {
@@ -104,7 +111,8 @@ inline void run_few(const Job<bf16>& job, int row, int rows, int unit_begin, int
     } else if (!pair) {
       amx_stream<2, 1>(a, job.lda, both, next, steps, out, ring, meanwhile);
     } else {
-      amx_stream<2, 1>(a, job.lda, both, both + 1, steps, out, ring, meanwhile);
+      const char* first_up = Panel::first_step(up);
+      amx_stream<2, 1>(a, job.lda, both, &first_up, steps, out, ring, meanwhile);
       amx_stream<2, 1>(a, job.lda, both + 1, next, steps, out + 1, ring, meanwhile);
     }
     pending.finish_some(kTileRows);
@@ -116,33 +124,66 @@ inline void run_few(const Job<bf16>& job, int row, int rows, int unit_begin, int
 // Steps of a panel that stay in the first cache while rows pass by.
 constexpr int kNearSteps = 18;
 
+// A piece of a panel beside the rows that pass by. A plain one is where it is; another is expanded
+// while the first of the tiles is multiplied, two steps before their turn.
+template <typename Panel>
+class Near {
+ public:
+  static constexpr bool kExpands = Panel::kBytes != kStepBytes;
+
+  Near(Panel panel, int first, int count, char* buffer)
+      : panel_(panel), first_(first), count_(count), buffer_(buffer) {}
+
+  const char* start() {
+    if (!kExpands) return panel_.at(first_);
+    expand();
+    expand();
+    return buffer_;
+  }
+  MT_INLINE void expand() {
+    if (!kExpands || done_ >= count_) return;
+    panel_.expand(first_ + done_, buffer_ + done_ * kStepBytes, [](int) {});
+    stored_before_tiles();
+    ++done_;
+  }
+
+ private:
+  Panel panel_;
+  int first_, count_, done_ = 0;
+  char* buffer_;
+};
+
 // More rows: they pass by one panel after another, or by one piece of it where the first cache
 // holds no whole panel. A gate's rows are activated while others are multiplied, as rows are
 // finished.
-inline void run_many(const Job<bf16>& job, int row_begin, int row_end, int unit_begin,
+template <typename Panel>
+inline void run_many(const Job<bf16, Panel>& job, int row_begin, int row_end, int unit_begin,
                      int unit_end) {
+  typedef Pending<Panel> Later;
   const mt_linear& op = *job.op;
   const int tiles = ceil_div(row_end - row_begin, kTileRows);
   const int height = ceil_div(row_end - row_begin, tiles);  // of a tile; the last has what is left
-  const int steps = padded_k(op.k, MT_BF16) / kKPad, pieces = ceil_div(steps, kNearSteps);
+  const int steps = job.k / kKPad, pieces = ceil_div(steps, kNearSteps);
   const bool pair = op.fuse == MT_FUSE_SILU_MUL;
   const int passes = pair ? 2 * pieces : pieces, width = pair ? op.n / 2 : op.n;
-  const int64_t bytes = panel_bytes(op.k, MT_BF16);
-  const int lines = ceil_div(kStepBytes / 64, tiles);
+  const int lines = ceil_div(Panel::kBytes / 64, tiles);
+  alignas(64) char near_bytes[Near<Panel>::kExpands ? kNearSteps * kStepBytes : 64];
   // All tiles wait for the next pass, or one to be finished while the next is multiplied.
   const int buffers = passes > 1 ? tiles : 2;
   Tile* sums = static_cast<Tile*>(scratch(kScratchB, sizeof(Tile) * size_t(buffers)));
-  Pending pending(&job);
+  Later pending(&job);
   TileConfig config;
   for (int p = unit_begin; p < unit_end; ++p) {
     const bool whole = op.bias == nullptr && op.out_dtype == MT_BF16 && (p + 1) * kPanel <= width;
     for (int pass = 0; pass < passes; ++pass) {
       const int part = pass / pieces, piece = pass % pieces;
       const int first = steps * piece / pieces, count = steps * (piece + 1) / pieces - first;
-      const char* b = reinterpret_cast<const char*>(job.panel(p + part * job.units)) +
-                      int64_t{first} * kStepBytes;
+      const char* start = job.panel(p + part * job.units);
+      const Panel panel(start, steps);
+      Near<Panel> near(panel, first, count, near_bytes);
+      const char* b = near.start();
       // Every tile fetches its share of the same piece of the next panel.
-      Ahead ahead = {b + bytes, lines};
+      Ahead ahead = {panel.at(first) + job.bytes_per_panel, lines};
       for (int i = 0; i < tiles; ++i) {
         const int row = row_begin + i * height, rows = imin(height, row_end - row);
         Tile& tile = sums[i % buffers];
@@ -150,6 +191,7 @@ inline void run_many(const Job<bf16>& job, int row_begin, int row_end, int unit_
         config.set(ceil_div(rows, 2), rows / 2);
         const int rows_per_step = ceil_div(pending.rows, count);
         const auto meanwhile = [&] {
+          near.expand();
           ahead();
           pending.finish_some(rows_per_step);
         };
@@ -158,9 +200,9 @@ inline void run_many(const Job<bf16>& job, int row_begin, int row_end, int unit_
         if (piece + 1 < pieces) continue;
         pending.finish_some(kTileRows);
         if (pass + 1 == passes) {
-          pending.set(&tile, row, rows, p, whole ? Pending::kWhole : Pending::kGeneric);
+          pending.set(&tile, row, rows, p, whole ? Later::kWhole : Later::kGeneric);
         } else if (whole) {
-          pending.set(&tile, row, rows, p, Pending::kGate);
+          pending.set(&tile, row, rows, p, Later::kGate);
         }
       }
     }
@@ -168,12 +210,14 @@ inline void run_many(const Job<bf16>& job, int row_begin, int row_end, int unit_
   pending.finish_some(kTileRows);
 }
 
-template <>
-inline void Job<bf16>::run(int row_begin, int row_end, int unit_begin, int unit_end) const {
+// In the place of the generic way of linear_job.h.
+template <typename Panel>
+inline void run_chunk(const Job<bf16, Panel>& job, int row_begin, int row_end, int unit_begin,
+                      int unit_end) {
   if (row_end - row_begin <= kTileRows) {
-    run_few(*this, row_begin, row_end - row_begin, unit_begin, unit_end);
+    run_few(job, row_begin, row_end - row_begin, unit_begin, unit_end);
   } else {
-    run_many(*this, row_begin, row_end, unit_begin, unit_end);
+    run_many(job, row_begin, row_end, unit_begin, unit_end);
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "multiply.h"
 #include "ops.h"
+#include "pool.h"
 #include "simd.h"
 
 namespace mt {
@@ -19,10 +20,8 @@ namespace {
 // Rows of x that stay in a core's L2 while a panel passes by.
 constexpr int kRowBlock = 256;
 constexpr int kTileRows = 32;
-
-struct Tile {
-  alignas(64) float v[2][kTileRows * kPanel];
-};
+// Steps of a panel that stay in the first cache, widened, while rows pass by.
+constexpr int kPieceSteps = 6;
 
 // One vector of finished sums: bias, fused function; rounded by the store that follows.
 template <typename T, int FUSE>
@@ -109,32 +108,33 @@ struct Best {
   }
 };
 
-template <typename T>
+template <typename T, typename Panel>
+struct Job;
+template <typename T, typename Panel>
+inline void run_chunk(const Job<T, Panel>& job, int row_begin, int row_end, int unit_begin,
+                      int unit_end);
+
+// T: what is read and written. Panel: how the weights are held.
+template <typename T, typename Panel>
 struct Job {
-  typedef typename Activations<T>::type A;
+  typedef typename Activations<T, Panel>::type A;
   const mt_linear* op;
   const A* a;
   int64_t lda;
+  int k;  // of a row of a and of the weights, padding included
+  const char* first_panel;
+  int64_t bytes_per_panel;
   int row_blocks, rows_per_block, units, units_per_chunk;
   // Where only the likeliest id is asked for: (chunks of units, tokens), and the ids that count.
   Best* best = nullptr;
   int sampleable = 0;
 
-  const T* panel(int index) const {
-    const char* base = static_cast<const char*>(op->weight);
-    return reinterpret_cast<const T*>(base + index * panel_bytes(op->k, op->dtype));
-  }
+  const char* panel(int index) const { return first_panel + index * bytes_per_panel; }
 
-  void store(const Tile& tile, int which, int row0, int rows, int p) const {
-    store_rows(tile, which, row0, 0, rows, p);
-  }
-
-  // Finishes rows first..first+rows-1 of a tile whose row 0 is row0 of the result.
-  void store_rows(const Tile& tile, int which, int row0, int first, int rows, int p) const {
+  // Finishes sums of the panels of one unit: `up` where the product has two parts.
+  void store(const float* y, const float* up, int row0, int rows, int p) const {
     const int width = op->fuse == MT_FUSE_SILU_MUL ? op->n / 2 : op->n;
     const int column0 = p * kPanel, columns = imin(kPanel, width - column0);
-    const float *y = tile.v[which] + first * kPanel, *up = tile.v[1] + first * kPanel;
-    row0 += first;
     if (best != nullptr) {
       keep_best(y, row0, rows, p);
     } else if (op->fuse == MT_FUSE_SILU_MUL) {
@@ -185,24 +185,61 @@ struct Job {
     const int row_end = imin(op->tokens, row_begin + rows_per_block);
     const int unit_begin = chunk / row_blocks * units_per_chunk;
     const int unit_end = imin(units, unit_begin + units_per_chunk);
-    run(row_begin, row_end, unit_begin, unit_end);
+    run_chunk(*this, row_begin, row_end, unit_begin, unit_end);
   }
 
   void run(int row_begin, int row_end, int unit_begin, int unit_end) const {
-    Tile tile;
-    const bool pair = op->fuse == MT_FUSE_SILU_MUL;
+    typedef typename Panel::Element B;
+    if (row_end - row_begin <= kMaxRows) {
+      const int piece = Panel::template direct<B>() ? k : kKPad;
+      run_pieces<B>(row_begin, row_end, unit_begin, unit_end, piece);
+    } else {
+      const int piece = Panel::template direct<A>() ? k : kPieceSteps * kKPad;
+      run_pieces<A>(row_begin, row_end, unit_begin, unit_end, piece);
+    }
+  }
+
+  // All rows pass by one piece of a panel after another. P: the type of a weight in a piece.
+  template <typename P>
+  void run_pieces(int row_begin, int row_end, int unit_begin, int unit_end, int piece_k) const {
+    constexpr From from = Panel::template direct<P>() ? From::kMemory : From::kBuffer;
+    constexpr int kBuffer = from == From::kMemory ? 1 : kPieceSteps * kKPad * kPanel;
+    constexpr int kSums = kMaxRows * kPanel;
+    alignas(64) P buffer[kBuffer];
+    alignas(64) float few[2 * kSums];
     const int rows = row_end - row_begin, tiles = ceil_div(rows, kMaxRows);
-    const int k = op->dtype == MT_BF16 ? padded_k(op->k, op->dtype) : op->k;
+    const int parts = op->fuse == MT_FUSE_SILU_MUL ? 2 : 1;
+    float* sums = few;
+    if (tiles > 1) {
+      const size_t bytes = sizeof(few) * size_t(tiles);
+      sums = static_cast<float*>(scratch(kScratchB, bytes));
+    }
     for (int p = unit_begin; p < unit_end; ++p) {
-      for (int i = 0; i < tiles; ++i) {
-        const int row = row_begin + rows * i / tiles, end = row_begin + rows * (i + 1) / tiles;
-        multiply_tile(end - row, a + row * lda, lda, panel(p), k, tile.v[0]);
-        if (pair) multiply_tile(end - row, a + row * lda, lda, panel(p + units), k, tile.v[1]);
-        store(tile, 0, row, end - row, p);
+      for (int part = 0; part < parts; ++part) {
+        const char* start = panel(p + part * units);
+        Panel weights(start, k / kKPad);
+        for (int first = 0; first < k; first += piece_k) {
+          const int count = imin(piece_k, k - first);
+          const P* b = weights.piece(first, count, start + bytes_per_panel, buffer);
+          const bool last = part + 1 == parts && first + count == k;
+          for (int i = 0; i < tiles; ++i) {
+            const int row = row_begin + rows * i / tiles, end = row_begin + rows * (i + 1) / tiles;
+            float* y = sums + i * 2 * kSums;
+            multiply_tile<from>(end - row, a + row * lda + first, lda, b, count,
+                                first == 0 ? Sums::kNew : Sums::kMore, y + part * kSums);
+            if (last) store(y, y + kSums, row, end - row, p);
+          }
+        }
       }
     }
   }
 };
+
+template <typename T, typename Panel>
+inline void run_chunk(const Job<T, Panel>& job, int row_begin, int row_end, int unit_begin,
+                      int unit_end) {
+  job.run(row_begin, row_end, unit_begin, unit_end);
+}
 
 }  // namespace
 }  // namespace MT_ISA

@@ -1,6 +1,6 @@
-// A few rows times one packed panel in vector registers, by element type and vector width.
+// A few rows times a piece of a packed panel in vector registers, by element type and vector width.
 //
-// Each sum takes k in ascending order over the full K. ops.h has the packed layout. Knows neither
+// Each sum takes k in ascending order. ops.h has the packed layout. Knows neither
 // threads nor what becomes of the sums.
 
 #ifndef MTACTORS_KERNELS_CPU_MULTIPLY_H
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "ops.h"
+#include "panel.h"
 #include "simd.h"
 
 namespace mt {
@@ -24,23 +25,6 @@ constexpr int kMaxRows = 6;
 constexpr int kMaxRows = 4;
 #endif
 
-// Two k of 32 columns, as floats: even k then odd k.
-template <int NV>
-MT_INLINE void load_pair(const bf16* b, vf* even, vf* odd) {
-  for (int j = 0; j < NV; ++j) {
-    const vi raw = viload(b + 2 * j * W);
-    even[j] = vfloat(vishl<16>(raw));
-    odd[j] = vfloat(viand(raw, viset(static_cast<int32_t>(0xffff0000u))));
-  }
-}
-template <int NV, typename B>
-MT_INLINE void load_pair(const B* b, vf* even, vf* odd) {
-  for (int j = 0; j < NV; ++j) {
-    even[j] = vload(b + j * W);
-    odd[j] = vload(b + kPanel + j * W);
-  }
-}
-
 // In the paired bf16 layout a column is two elements wide.
 MT_INLINE const bf16* at_column(const bf16* b, int column) { return b + 2 * column; }
 template <typename B>
@@ -48,23 +32,29 @@ MT_INLINE const B* at_column(const B* b, int column) {
   return b + column;
 }
 
-MT_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// What a multiplication does with the sums so far, and whether it fetches the panel from memory.
+enum class Sums { kNew, kMore };
+enum class From { kMemory, kBuffer };
 
-// MR rows times NV vectors of columns; `b` is the panel at its first column.
-template <int MR, int NV, typename B>
-inline void multiply(const float* a, int64_t lda, const B* b, int k, float* out) {
+// MR rows times NV vectors of columns; `b` is the piece at its first column.
+template <int MR, int NV, From FROM, typename B>
+inline void multiply(const float* a, int64_t lda, const B* b, int k, Sums sums, float* out) {
   vf acc[MR][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) acc[r][j] = vzero();
+    for (int j = 0; j < NV; ++j) {
+      acc[r][j] = sums == Sums::kMore ? vload(out + r * kPanel + j * W) : vzero();
+    }
   }
   const int pairs = k / 2;
   for (int i = 0; i < pairs; ++i) {
     vf even[NV], odd[NV];
     load_pair<NV>(b, even, odd);
-    prefetch(reinterpret_cast<const char*>(b) + 4096);
-    if (sizeof(B) == 4) prefetch(reinterpret_cast<const char*>(b) + 4096 + 128);
+    if (FROM == From::kMemory) {
+      prefetch(reinterpret_cast<const char*>(b) + 4096);
+      if (sizeof(B) == 4) prefetch(reinterpret_cast<const char*>(b) + 4096 + 128);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
       const vf x0 = vset(a[r * lda + 2 * i]), x1 = vset(a[r * lda + 2 * i + 1]);
@@ -89,30 +79,37 @@ inline void multiply(const float* a, int64_t lda, const B* b, int k, float* out)
   }
 }
 
-template <int MR, typename B>
-inline void multiply_rows(const float* a, int64_t lda, const B* b, int k, float* out) {
+template <int MR, From FROM, typename B>
+inline void multiply_rows(const float* a, int64_t lda, const B* b, int k, Sums sums, float* out) {
   // Columns per pass: as many vectors as leave the accumulators in registers.
   constexpr int kAll = kPanel / W;
   constexpr int NV = W == 16 ? 2 : W == 8 ? (MR <= 2 ? 4 : 2) : (MR == 1 ? 8 : 2);
   for (int pass = 0; pass < kAll / NV; ++pass) {
     const int column = pass * NV * W;
-    multiply<MR, NV>(a, lda, at_column(b, column), k, out + column);
+    multiply<MR, NV, FROM>(a, lda, at_column(b, column), k, sums, out + column);
   }
 }
 
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 
 // Products of bf16 pairs; x stays bf16.
-template <int MR>
-inline void multiply_rows(const bf16* a, int64_t lda, const bf16* b, int k, float* out) {
+template <int MR, From FROM>
+inline void multiply_rows(const bf16* a, int64_t lda, const bf16* b, int k, Sums sums, float* out) {
   __m512 acc[MR][2];
 #pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
+  for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      acc[r][j] = sums == Sums::kMore ? vload(out + r * kPanel + j * W) : vzero();
+    }
+  }
   const int pairs = k / 2;
   for (int i = 0; i < pairs; ++i) {
     const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + kPanel);
-    prefetch(reinterpret_cast<const char*>(b) + 4096);
-    prefetch(reinterpret_cast<const char*>(b) + 4096 + 64);
+    if (FROM == From::kMemory) {
+      prefetch(reinterpret_cast<const char*>(b) + 4096);
+      prefetch(reinterpret_cast<const char*>(b) + 4096 + 64);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
       uint32_t pair;
@@ -131,42 +128,38 @@ inline void multiply_rows(const bf16* a, int64_t lda, const bf16* b, int k, floa
 
 #endif
 
-template <typename A, typename B>
-inline void multiply_tile(int rows, const A* a, int64_t lda, const B* b, int k, float* out) {
+template <From FROM, typename A, typename B>
+inline void multiply_tile(int rows, const A* a, int64_t lda, const B* b, int k, Sums sums,
+                          float* out) {
   switch (rows) {
-    case 1: return multiply_rows<1>(a, lda, b, k, out);
-    case 2: return multiply_rows<2>(a, lda, b, k, out);
-    case 3: return multiply_rows<3>(a, lda, b, k, out);
-    case 4: return multiply_rows<4>(a, lda, b, k, out);
+    case 1: return multiply_rows<1, FROM>(a, lda, b, k, sums, out);
+    case 2: return multiply_rows<2, FROM>(a, lda, b, k, sums, out);
+    case 3: return multiply_rows<3, FROM>(a, lda, b, k, sums, out);
+    case 4: return multiply_rows<4, FROM>(a, lda, b, k, sums, out);
 #if defined(__AVX2__)
-    case 5: return multiply_rows<5>(a, lda, b, k, out);
-    case 6: return multiply_rows<6>(a, lda, b, k, out);
+    case 5: return multiply_rows<5, FROM>(a, lda, b, k, sums, out);
+    case 6: return multiply_rows<6, FROM>(a, lda, b, k, sums, out);
 #endif
 #if defined(__AVX512F__)
-    case 7: return multiply_rows<7>(a, lda, b, k, out);
-    case 8: return multiply_rows<8>(a, lda, b, k, out);
-    case 9: return multiply_rows<9>(a, lda, b, k, out);
-    case 10: return multiply_rows<10>(a, lda, b, k, out);
-    case 11: return multiply_rows<11>(a, lda, b, k, out);
-    case 12: return multiply_rows<12>(a, lda, b, k, out);
+    case 7: return multiply_rows<7, FROM>(a, lda, b, k, sums, out);
+    case 8: return multiply_rows<8, FROM>(a, lda, b, k, sums, out);
+    case 9: return multiply_rows<9, FROM>(a, lda, b, k, sums, out);
+    case 10: return multiply_rows<10, FROM>(a, lda, b, k, sums, out);
+    case 11: return multiply_rows<11, FROM>(a, lda, b, k, sums, out);
+    case 12: return multiply_rows<12, FROM>(a, lda, b, k, sums, out);
 #endif
   }
 }
 
+// The type in which x is multiplied: float, but where there are products of bf16.
+template <typename T, typename Panel>
+struct Activations {
+  typedef float type;
+};
 #if defined(__AVX512BF16__)
-// bf16 is multiplied as it is; everything else is widened to float first.
-template <typename B>
-struct Activations {
-  typedef float type;
-};
-template <>
-struct Activations<bf16> {
+template <typename Panel>
+struct Activations<bf16, Panel> {
   typedef bf16 type;
-};
-#else
-template <typename B>
-struct Activations {
-  typedef float type;
 };
 #endif
 

@@ -111,6 +111,80 @@ def test_embedding_gathers_exact_rows_out_of_the_packed_matrix(
         assert torch.equal(rows, truth.embedding(ids, truth.pack_linear(table), first_row))
 
 
+# How a packed matrix is held: cpu/ops.h numbers them.
+AS_GIVEN, AS_BF16, COMPACT = range(3)
+
+
+def with_many_exponents(matrix: Tensor) -> Tensor:
+    """Return it with more upper bytes than there are codes, all of them frequent in every panel."""
+    exponents = torch.arange(matrix.numel()).view_as(matrix) % 48 - 24
+    return matrix * torch.exp2(exponents.float())
+
+
+TINY = [1e-30, -1e-38, 1e-40, -0.0, 1e-20, -1e-20, 0.0, -1e-30]
+EXTREME = [3e38, -3e38, torch.inf, -torch.inf, 1e20, torch.nan]
+
+
+def with_rare_weights(matrix: Tensor, rare: list[float]) -> Tensor:
+    """Return it with weights that no code fits, the first and the last among them."""
+    flat = matrix.flatten().clone()
+    places = torch.linspace(0, len(flat) - 1, len(rare)).long()
+    flat[places] = torch.tensor(rare).bfloat16().to(matrix.dtype)
+    return flat.view_as(matrix)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "k"), [(96, 576), (70, 1000), (64, 1536)])
+def test_weights_are_held_in_fewer_bits_without_losing_one(
+    ops: CpuOperations, n: int, k: int, dtype: torch.dtype
+) -> None:
+    numbers = rand(n, k, seed=1).bfloat16().to(dtype)
+    rare = with_rare_weights(numbers, TINY + EXTREME)
+    matrices = [numbers, rare, torch.zeros(n, k).to(dtype)]
+    ids = torch.arange(n, dtype=torch.int32)
+    for matrix in matrices:
+        weight = ops.pack_linear(matrix)
+        if ops.isa != "portable":
+            assert weight.held == COMPACT
+            assert weight.nbytes < 0.83 * matrix.bfloat16().nbytes * (-(-n // 32) * 32 / n)
+        assert torch.equal(bits(ops.embedding(ids, weight)), bits(matrix))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_need_all_their_bits_keep_them(ops: CpuOperations, dtype: torch.dtype) -> None:
+    wild = with_many_exponents(rand(70, 576)).bfloat16().to(dtype)
+    weight = ops.pack_linear(wild)
+    portable = ops.isa == "portable"
+    assert weight.held == (AS_BF16 if dtype is torch.float32 and not portable else AS_GIVEN)
+    ids = torch.arange(70, dtype=torch.int32)
+    assert torch.equal(ops.embedding(ids, weight), wild)
+    full = rand(70, 576).to(dtype)
+    if dtype is torch.float32:
+        assert ops.pack_linear(full).held == AS_GIVEN
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [64, 576, 1000])
+def test_products_do_not_depend_on_how_weights_are_held(
+    ops: CpuOperations, k: int, dtype: torch.dtype
+) -> None:
+    # Each column of a product has its own chain of sums, so a panel of wild weights beside makes
+    # the same weights be held otherwise and must not change theirs.
+    matrix = with_rare_weights(rand(64, k, seed=1).bfloat16().to(dtype), TINY)
+    beside = torch.cat((matrix, with_many_exponents(rand(32, k)).bfloat16().to(dtype)))
+    weight, other = ops.pack_linear(matrix), ops.pack_linear(beside)
+    assert (weight.held != other.held) == (ops.isa != "portable")
+    x = rand(128, k).to(dtype)
+    for rows in (1, 3, 8, 16, 17, 32, 45, 128):
+        mine = ops.linear(x[:rows], weight, out_dtype=torch.float32)
+        theirs = ops.linear(x[:rows], other, out_dtype=torch.float32)
+        assert torch.equal(mine, theirs[:, :64])
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.view(torch.int32 if x.dtype is torch.float32 else torch.int16)
+
+
 def test_wrong_arguments_are_refused(ops: CpuOperations) -> None:
     weight = ops.pack_linear(rand(8, 32))
     with pytest.raises(ValueError, match="does not fit"):

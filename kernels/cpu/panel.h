@@ -1,0 +1,155 @@
+// Panels of packed weights, and pieces of them as the multipliers take them: where they lie, or
+// expanded and widened into a buffer.
+//
+// ops.h has the layout, compact.h that of compact panels.
+
+#ifndef MTACTORS_KERNELS_CPU_PANEL_H
+#define MTACTORS_KERNELS_CPU_PANEL_H
+
+#include <stdint.h>
+
+#include "compact.h"
+#include "ops.h"
+#include "simd.h"
+
+namespace mt {
+namespace MT_ISA {
+namespace {
+
+MT_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// Two k of the columns from `b` on, as floats: even k then odd k.
+template <int NV>
+MT_INLINE void load_pair(const bf16* b, vf* even, vf* odd) {
+  for (int j = 0; j < NV; ++j) {
+    const vi raw = viload(b + 2 * j * W);
+    even[j] = vfloat(vishl<16>(raw));
+    odd[j] = vfloat(viand(raw, viset(static_cast<int32_t>(0xffff0000u))));
+  }
+}
+template <int NV, typename B>
+MT_INLINE void load_pair(const B* b, vf* even, vf* odd) {
+  for (int j = 0; j < NV; ++j) {
+    even[j] = vload(b + j * W);
+    odd[j] = vload(b + kPanel + j * W);
+  }
+}
+
+// Widens k / 2 pairs, and a last k where it is odd.
+template <typename B>
+inline void widen_pairs(const B* from, int k, float* to) {
+  constexpr int NV = kPanel / W;
+  for (int i = 0; i + 1 < k; i += 2, from += 2 * kPanel, to += 2 * kPanel) {
+    vf even[NV], odd[NV];
+    load_pair<NV>(from, even, odd);
+    for (int j = 0; j < NV; ++j) {
+      vstore(to + j * W, even[j]);
+      vstore(to + kPanel + j * W, odd[j]);
+    }
+  }
+}
+inline void widen_pairs(const f16* from, int k, float* to) {
+  for (int i = 0; i < k * kPanel; i += W) vstore(to + i, vload(from + i));
+}
+
+template <typename X, typename Y>
+struct Same {
+  static constexpr bool value = false;
+};
+template <typename X>
+struct Same<X, X> {
+  static constexpr bool value = true;
+};
+
+// A panel in the type of its weights.
+template <typename B>
+class PlainPanel {
+ public:
+  typedef B Element;
+  // Whether pieces for a multiplier of P need no buffer.
+  template <typename P>
+  static constexpr bool direct() {
+    return Same<P, B>::value;
+  }
+  static constexpr int kBytes = kKPad * kPanel * int(sizeof(B));  // of a step
+
+  MT_INLINE PlainPanel(const char* panel, int) : data_(panel) {}
+
+  static const char* first_step(const char* panel) { return panel; }
+  MT_INLINE const char* at(int step) const { return data_ + int64_t{step} * kBytes; }
+
+  // `count` k from `first` on, a multiple of kKPad.
+  MT_INLINE const B* piece(int first, int, const char*, B*) {
+    return reinterpret_cast<const B*>(at(first / kKPad));
+  }
+  template <typename P>
+  MT_INLINE const P* piece(int first, int count, const char*, P* buffer) {
+    widen_pairs(reinterpret_cast<const B*>(at(first / kKPad)), count, buffer);
+    return buffer;
+  }
+
+#if defined(__AVX512F__)
+  // As CompactPanel's.
+  template <typename F>
+  MT_INLINE void expand(int step, char* to, F fetch) {
+    const char* from = at(step);
+#pragma GCC unroll 4
+    for (int i = 0; i < kBytes; i += 64) {
+      fetch(i);
+      _mm512_store_si512(to + i, _mm512_load_si512(from + i));
+      asm volatile("" : : : "memory");
+    }
+  }
+#endif
+
+ private:
+  const char* data_;
+};
+
+#if defined(__AVX2__)
+
+// Steps between what is expanded and what is fetched meanwhile.
+constexpr int kStepsAhead = 6;
+
+class CompactPieces : public CompactPanel {
+ public:
+  typedef bf16 Element;
+  template <typename P>
+  static constexpr bool direct() {
+    return false;
+  }
+
+  MT_INLINE CompactPieces(const char* panel, int steps)
+      : CompactPanel(panel, steps), steps_(steps) {}
+
+  // `next`: the panel that comes after this one. Pieces ascend.
+  MT_INLINE const bf16* piece(int first, int count, const char* next, bf16* buffer) {
+    char* to = reinterpret_cast<char*>(buffer);
+    for (int step = first / kKPad; count > 0; count -= kKPad, ++step, to += kStepBytes) {
+      const int later = step + kStepsAhead;
+      const char* ahead = later < steps_
+                              ? at(later)
+                              : next + kCompactHead + int64_t{later - steps_} * kCompactStep;
+      expand(step, to, [ahead](int line) { prefetch(ahead + line); });
+    }
+    return buffer;
+  }
+  MT_INLINE const float* piece(int first, int count, const char* next, float* buffer) {
+    alignas(64) bf16 step[kStepBytes / 2];
+    for (int k = 0; k < count; k += kKPad) {
+      widen_pairs(piece(first + k, kKPad, next, step), kKPad, buffer + k * kPanel);
+    }
+    return buffer;
+  }
+
+ private:
+  int steps_;
+};
+
+#endif
+
+}  // namespace
+}  // namespace MT_ISA
+}  // namespace mt
+
+#endif
