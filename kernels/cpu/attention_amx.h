@@ -62,15 +62,16 @@ struct AmxTiles {
     return _mm512_maskz_loadu_epi16(n <= 0 ? 0u : (1u << n) - 1u, v);
   }
 
-  // Pairs of keys, [pair][depth], permuted within 32; keys at or past `valid` are zeros.
-  void load_values(int tile, int valid, Fetch& fetch) {
+  // Pairs of keys, [pair][depth], permuted within 32; keys at or past `valid` are zeros. A step of
+  // `fetch` every so many pairs.
+  void load_values(int tile, int valid, Fetch& fetch, int every = 1) {
     const bf16* cache = static_cast<const bf16*>(op.v_cache);
     const int64_t stride = view.key_stride();
     const int pairs = ceil_div(valid, 32) * 16;
     const bf16* v = nullptr;
     for (int i = 0; i < pairs; ++i) {
       uint32_t* to = values + i * depth;
-      fetch(1);
+      if (i % every == 0) fetch(1);
       if (2 * i >= valid) {
         memset(to, 0, size_t(depth) * 4);
         continue;

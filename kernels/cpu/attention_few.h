@@ -66,9 +66,9 @@ struct AmxFewRows : AmxTiles {
       const int valid = imin(kKeys, end - tile);
       fetch.begin(tile);
       multiply_keys(tile, valid, fetch);
-      softmax(tile, valid);
-      load_values(tile, valid, fetch);
-      multiply_values(valid);
+      softmax(tile, valid, fetch);
+      load_values(tile, valid, fetch, 2);
+      multiply_values(valid, fetch);
     }
     alignas(64) float sums[16];
     _mm512_store_ps(sums, sum);
@@ -127,7 +127,7 @@ struct AmxFewRows : AmxTiles {
         _tile_loadd(6, queries + c * 16 * kFew, kFew * 4);
         _tile_dpbf16ps(0, 4, 6);
       }
-      fetch(8);
+      fetch(4);
       _tile_stored(0, scores + block * 16 * kFew, kFew * 4);
     }
     stored_before_tiles();
@@ -142,7 +142,7 @@ struct AmxFewRows : AmxTiles {
     return _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
   }
 
-  void softmax(int tile, int valid) {
+  void softmax(int tile, int valid, Fetch& fetch) {
     const int count = ceil_div(valid, 16) * 16;
     const bool alibi = op.alibi_slopes != nullptr;
     if (alibi || tile + count - 1 > least_position || tile < greatest_lowest) mask(tile, count);
@@ -175,6 +175,7 @@ struct AmxFewRows : AmxTiles {
           p[i] = _mm512_setzero_si512();
           continue;
         }
+        fetch(2);
         const __m512 p0 = vexp2(_mm512_fmsub_ps(_mm512_loadu_ps(s + i * 32), scale, now));
         const __m512 p1 = vexp2(_mm512_fmsub_ps(_mm512_loadu_ps(s + i * 32 + 16), scale, now));
         low = _mm512_add_ps(low, p0);
@@ -213,7 +214,7 @@ struct AmxFewRows : AmxTiles {
     }
   }
 
-  void multiply_values(int valid) {
+  void multiply_values(int valid, Fetch& fetch) {
     stored_before_tiles();
     const int64_t stride = int64_t{depth} * 4;
     for (int d = 0; d < depth; d += 32) {
@@ -226,6 +227,7 @@ struct AmxFewRows : AmxTiles {
         _tile_dpbf16ps(1, 5, 7);
         _tile_loadd(7, v + 16, stride);
         _tile_dpbf16ps(2, 5, 7);
+        fetch(4);
       }
       _tile_stored(1, out + d, stride);
       _tile_stored(2, out + d + 16, stride);
