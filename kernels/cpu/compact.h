@@ -54,46 +54,57 @@ MT_INLINE int compact_group(int element) { return element / (2 * kPairElements) 
 
 #if defined(__AVX2__)
 
+// A vector of bytes, and how many of them side by side are a line.
+typedef vi Bytes;
+constexpr int kParts = 64 / int(sizeof(Bytes));
+
+// The same part of the four lines of two pairs.
 #if defined(__AVX512F__)
-typedef __m512i Bytes;
 MT_INLINE Bytes sixteen_in_each_lane(const uint8_t* p) {
   return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-// Two pairs: three lines to four.
-MT_INLINE void expand_group(const char* from, Bytes upper, char* to) {
+MT_INLINE void expand_part(const char* from, Bytes upper, Bytes* lines) {
   const Bytes four_bits = _mm512_set1_epi8(15);
   const Bytes low0 = _mm512_load_si512(from), low1 = _mm512_load_si512(from + 64);
   const Bytes codes = _mm512_load_si512(from + 128);
   const Bytes high0 = _mm512_shuffle_epi8(upper, _mm512_and_si512(codes, four_bits));
   const Bytes high1 =
       _mm512_shuffle_epi8(upper, _mm512_and_si512(_mm512_srli_epi16(codes, 4), four_bits));
-  _mm512_store_si512(to, _mm512_unpacklo_epi8(low0, high0));
-  _mm512_store_si512(to + 64, _mm512_unpackhi_epi8(low0, high0));
-  _mm512_store_si512(to + 128, _mm512_unpacklo_epi8(low1, high1));
-  _mm512_store_si512(to + 192, _mm512_unpackhi_epi8(low1, high1));
+  lines[0] = _mm512_unpacklo_epi8(low0, high0);
+  lines[1] = _mm512_unpackhi_epi8(low0, high0);
+  lines[2] = _mm512_unpacklo_epi8(low1, high1);
+  lines[3] = _mm512_unpackhi_epi8(low1, high1);
 }
+MT_INLINE void store_bytes(char* to, Bytes x) { _mm512_store_si512(to, x); }
 #else
-typedef __m256i Bytes;
 MT_INLINE Bytes sixteen_in_each_lane(const uint8_t* p) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-MT_INLINE void expand_group(const char* from, Bytes upper, char* to) {
+MT_INLINE void expand_part(const char* from, Bytes upper, Bytes* lines) {
   const Bytes four_bits = _mm256_set1_epi8(15);
-  for (int half = 0; half < 64; half += 32) {
-    const Bytes* in = reinterpret_cast<const Bytes*>(from + half);
-    Bytes* out = reinterpret_cast<Bytes*>(to + half);
-    const Bytes low0 = _mm256_load_si256(in), low1 = _mm256_load_si256(in + 2);
-    const Bytes codes = _mm256_load_si256(in + 4);
-    const Bytes high0 = _mm256_shuffle_epi8(upper, _mm256_and_si256(codes, four_bits));
-    const Bytes high1 =
-        _mm256_shuffle_epi8(upper, _mm256_and_si256(_mm256_srli_epi16(codes, 4), four_bits));
-    _mm256_store_si256(out, _mm256_unpacklo_epi8(low0, high0));
-    _mm256_store_si256(out + 2, _mm256_unpackhi_epi8(low0, high0));
-    _mm256_store_si256(out + 4, _mm256_unpacklo_epi8(low1, high1));
-    _mm256_store_si256(out + 6, _mm256_unpackhi_epi8(low1, high1));
-  }
+  const Bytes *first = reinterpret_cast<const Bytes*>(from), low0 = _mm256_load_si256(first),
+              low1 = _mm256_load_si256(first + 2), codes = _mm256_load_si256(first + 4);
+  const Bytes high0 = _mm256_shuffle_epi8(upper, _mm256_and_si256(codes, four_bits));
+  const Bytes high1 =
+      _mm256_shuffle_epi8(upper, _mm256_and_si256(_mm256_srli_epi16(codes, 4), four_bits));
+  lines[0] = _mm256_unpacklo_epi8(low0, high0);
+  lines[1] = _mm256_unpackhi_epi8(low0, high0);
+  lines[2] = _mm256_unpacklo_epi8(low1, high1);
+  lines[3] = _mm256_unpackhi_epi8(low1, high1);
+}
+MT_INLINE void store_bytes(char* to, Bytes x) {
+  _mm256_store_si256(reinterpret_cast<Bytes*>(to), x);
 }
 #endif
+
+// Two pairs: three lines to four.
+MT_INLINE void expand_group(const char* from, Bytes upper, char* to) {
+  for (int part = 0; part < 64; part += int(sizeof(Bytes))) {
+    Bytes lines[4];
+    expand_part(from + part, upper, lines);
+    for (int i = 0; i < 4; ++i) store_bytes(to + 64 * i + part, lines[i]);
+  }
+}
 
 // A panel whose steps are expanded one after another.
 class CompactPanel {
@@ -109,6 +120,35 @@ class CompactPanel {
 
   static const char* first_step(const char* panel) { return panel + kCompactHead; }
   MT_INLINE const char* at(int step) const { return steps_ + int64_t{step} * kBytes; }
+  MT_INLINE Bytes upper() const { return upper_; }
+  // Whether all weights have codes from the last step that was expanded to this one.
+  MT_INLINE bool all_coded(int step) const { return uint32_t(step) < next_odd_step_; }
+
+  // The step as floats, [k][kPanel], a part at a time.
+  template <typename F>
+  MT_INLINE void widen(int step, float* to, F fetch) {
+    if (!all_coded(step)) {
+      alignas(64) char plain[kStepBytes];
+      expand(step, plain, fetch);
+      for (int i = 0; i < kStepBytes; i += 256) {
+        for (int part = 0; part < 64; part += int(sizeof(Bytes))) {
+          Bytes lines[4];
+          for (int j = 0; j < 4; ++j) lines[j] = viload(plain + i + 64 * j + part);
+          widen_lines(lines, to + i / 256 * 4 * kPanel + part / 4);
+        }
+      }
+      return;
+    }
+    const char* from = at(step);
+    for (int i = 0; i < kBytes; i += 192, from += 192) {
+      for (int j = 0; j < 192; j += 64) fetch(i + j);
+      for (int part = 0; part < 64; part += int(sizeof(Bytes))) {
+        Bytes lines[4];
+        expand_part(from + part, upper_, lines);
+        widen_lines(lines, to + i / 192 * 4 * kPanel + part / 4);
+      }
+    }
+  }
 
   // The step as it lies in a plain panel: kStepBytes, 64-byte aligned. Steps ascend from call to
   // call. `fetch` is called with the offset of each line.
@@ -124,10 +164,20 @@ class CompactPanel {
       // Side by side: a burst of either would wait for the other.
       asm volatile("" : : : "memory");
     }
-    if (uint32_t(step) >= next_odd_step_) put_right(step, to);
+    if (!all_coded(step)) put_right(step, to);
   }
 
  private:
+  // A part of the lines of two pairs, to four rows of k.
+  static MT_INLINE void widen_lines(const Bytes* lines, float* to) {
+    const Bytes upper_half = viset(static_cast<int32_t>(0xffff0000u));
+    for (int j = 0; j < 4; ++j) {
+      float* even = to + j / 2 * 2 * kPanel + j % 2 * (kPanel / 2);
+      vstore(even, vfloat(vishl<16>(lines[j])));
+      vstore(even + kPanel, vfloat(viand(lines[j], upper_half)));
+    }
+  }
+
   __attribute__((noinline)) void put_right(int step, char* to) {
     uint32_t odd;
     for (; memcpy(&odd, odd_, 4), odd_step(odd) <= uint32_t(step); odd_ += 4) {

@@ -189,39 +189,45 @@ struct Job {
   }
 
   void run(int row_begin, int row_end, int unit_begin, int unit_end) const {
-    typedef typename Panel::Element B;
     if (row_end - row_begin <= kMaxRows) {
-      const int piece = Panel::template direct<B>() ? k : kKPad;
-      run_pieces<B>(row_begin, row_end, unit_begin, unit_end, piece);
+      run_few(row_begin, row_end - row_begin, unit_begin, unit_end);
     } else {
-      const int piece = Panel::template direct<A>() ? k : kPieceSteps * kKPad;
-      run_pieces<A>(row_begin, row_end, unit_begin, unit_end, piece);
+      run_many(row_begin, row_end, unit_begin, unit_end);
     }
   }
 
-  // All rows pass by one piece of a panel after another. P: the type of a weight in a piece.
-  template <typename P>
-  void run_pieces(int row_begin, int row_end, int unit_begin, int unit_end, int piece_k) const {
-    constexpr From from = Panel::template direct<P>() ? From::kMemory : From::kBuffer;
-    constexpr int kBuffer = from == From::kMemory ? 1 : kPieceSteps * kKPad * kPanel;
-    constexpr int kSums = kMaxRows * kPanel;
-    alignas(64) P buffer[kBuffer];
-    alignas(64) float few[2 * kSums];
-    const int rows = row_end - row_begin, tiles = ceil_div(rows, kMaxRows);
-    const int parts = op->fuse == MT_FUSE_SILU_MUL ? 2 : 1;
-    float* sums = few;
-    if (tiles > 1) {
-      const size_t bytes = sizeof(few) * size_t(tiles);
-      sums = static_cast<float*>(scratch(kScratchB, bytes));
-    }
+  int parts() const { return op->fuse == MT_FUSE_SILU_MUL ? 2 : 1; }
+
+  // Each panel passes by all rows.
+  void run_few(int row, int rows, int unit_begin, int unit_end) const {
+    alignas(64) float sums[2][kMaxRows * kPanel];
     for (int p = unit_begin; p < unit_end; ++p) {
-      for (int part = 0; part < parts; ++part) {
+      for (int part = 0; part < parts(); ++part) {
+        const char* start = panel(p + part * units);
+        multiply_panel(rows, a + row * lda, lda, Panel(start, k / kKPad), k,
+                       start + bytes_per_panel, sums[part]);
+      }
+      store(sums[0], sums[1], row, rows, p);
+    }
+  }
+
+  // All rows pass by one piece of a panel after another.
+  void run_many(int row_begin, int row_end, int unit_begin, int unit_end) const {
+    constexpr From from = Panel::template direct<A>() ? From::kMemory : From::kBuffer;
+    constexpr int kPieceK = kPieceSteps * kKPad, kSums = kMaxRows * kPanel;
+    alignas(64) A buffer[from == From::kMemory ? 1 : kPieceK * kPanel];
+    const int piece_k = from == From::kMemory ? k : kPieceK;
+    const int rows = row_end - row_begin, tiles = ceil_div(rows, kMaxRows);
+    const size_t bytes = sizeof(float) * 2 * kSums * size_t(tiles);
+    float* sums = static_cast<float*>(scratch(kScratchB, bytes));
+    for (int p = unit_begin; p < unit_end; ++p) {
+      for (int part = 0; part < parts(); ++part) {
         const char* start = panel(p + part * units);
         Panel weights(start, k / kKPad);
         for (int first = 0; first < k; first += piece_k) {
           const int count = imin(piece_k, k - first);
-          const P* b = weights.piece(first, count, start + bytes_per_panel, buffer);
-          const bool last = part + 1 == parts && first + count == k;
+          const A* b = weights.piece(first, count, start + bytes_per_panel, buffer);
+          const bool last = part + 1 == parts() && first + count == k;
           for (int i = 0; i < tiles; ++i) {
             const int row = row_begin + rows * i / tiles, end = row_begin + rows * (i + 1) / tiles;
             float* y = sums + i * 2 * kSums;

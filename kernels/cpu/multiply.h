@@ -128,28 +128,128 @@ inline void multiply_rows(const bf16* a, int64_t lda, const bf16* b, int k, Sums
 
 #endif
 
-template <From FROM, typename A, typename B>
-inline void multiply_tile(int rows, const A* a, int64_t lda, const B* b, int k, Sums sums,
-                          float* out) {
-  switch (rows) {
-    case 1: return multiply_rows<1, FROM>(a, lda, b, k, sums, out);
-    case 2: return multiply_rows<2, FROM>(a, lda, b, k, sums, out);
-    case 3: return multiply_rows<3, FROM>(a, lda, b, k, sums, out);
-    case 4: return multiply_rows<4, FROM>(a, lda, b, k, sums, out);
 #if defined(__AVX2__)
-    case 5: return multiply_rows<5, FROM>(a, lda, b, k, sums, out);
-    case 6: return multiply_rows<6, FROM>(a, lda, b, k, sums, out);
+
+// Two k of MR rows times the columns in a vector of pairs.
+template <int MR>
+MT_INLINE void add_pair(const float* a, int64_t lda, vi pairs, vf* acc) {
+  const vf even = vfloat(vishl<16>(pairs));
+  const vf odd = vfloat(viand(pairs, viset(static_cast<int32_t>(0xffff0000u))));
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) {
+    acc[r] = vfma(vset(a[r * lda + 1]), odd, vfma(vset(a[r * lda]), even, acc[r]));
+  }
+}
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+template <int MR>
+MT_INLINE void add_pair(const bf16* a, int64_t lda, vi pairs, vf* acc) {
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) {
+    uint32_t pair;
+    memcpy(&pair, a + r * lda, 4);
+    acc[r] = vdot_pairs(pair, pairs, acc[r]);
+  }
+}
+#endif
+
+// MR rows times one part of all lines of a compact panel, expanded in registers: the columns of W
+// pairs in the first of a pair's two lines, and those in the second.
+template <int MR, typename A>
+inline void multiply_part(const A* a, int64_t lda, CompactPieces panel, int part, const char* next,
+                          float* out) {
+  vf first[MR], second[MR];
+  for (int r = 0; r < MR; ++r) first[r] = second[r] = vzero();
+  const int offset = part * int(sizeof(Bytes));
+  const auto add_lines = [&](const vi* lines) {
+    for (int i = 0; i < 2; ++i, a += 2) {
+      add_pair<MR>(a, lda, lines[2 * i], first);
+      add_pair<MR>(a, lda, lines[2 * i + 1], second);
+    }
+  };
+  for (int step = 0; step < panel.steps(); ++step) {
+    const char* later = panel.ahead(step, next);
+    if (panel.all_coded(step)) {
+      const char* from = panel.at(step) + offset;
+      for (int i = 0; i < kCompactStep; i += 192) {
+        vi lines[4];
+        expand_part(from + i, panel.upper(), lines);
+        for (int j = 0; j < 192; j += 64) prefetch(later + i + j);
+        add_lines(lines);
+      }
+    } else {
+      alignas(64) char plain[kStepBytes];
+      panel.expand(step, plain, [later](int line) { prefetch(later + line); });
+      for (int i = 0; i < kStepBytes; i += 256) {
+        vi lines[4];
+        for (int j = 0; j < 4; ++j) lines[j] = viload(plain + i + 64 * j + offset);
+        add_lines(lines);
+      }
+    }
+  }
+  for (int r = 0; r < MR; ++r) {
+    vstore(out + r * kPanel + part * W, first[r]);
+    vstore(out + r * kPanel + kPanel / 2 + part * W, second[r]);
+  }
+}
+
+template <int MR, typename A>
+inline void multiply_compact(const A* a, int64_t lda, const CompactPieces& panel, const char* next,
+                             float* out) {
+  for (int part = 0; part < kParts; ++part) multiply_part<MR>(a, lda, panel, part, next, out);
+}
+
+#endif
+
+// Calls f with `rows` as a constant of a type.
+template <int N>
+struct Rows {
+  static constexpr int value = N;
+};
+template <typename F>
+MT_INLINE void with_rows(int rows, F f) {
+  switch (rows) {
+    case 1: return f(Rows<1>());
+    case 2: return f(Rows<2>());
+    case 3: return f(Rows<3>());
+    case 4: return f(Rows<4>());
+#if defined(__AVX2__)
+    case 5: return f(Rows<5>());
+    case 6: return f(Rows<6>());
 #endif
 #if defined(__AVX512F__)
-    case 7: return multiply_rows<7, FROM>(a, lda, b, k, sums, out);
-    case 8: return multiply_rows<8, FROM>(a, lda, b, k, sums, out);
-    case 9: return multiply_rows<9, FROM>(a, lda, b, k, sums, out);
-    case 10: return multiply_rows<10, FROM>(a, lda, b, k, sums, out);
-    case 11: return multiply_rows<11, FROM>(a, lda, b, k, sums, out);
-    case 12: return multiply_rows<12, FROM>(a, lda, b, k, sums, out);
+    case 7: return f(Rows<7>());
+    case 8: return f(Rows<8>());
+    case 9: return f(Rows<9>());
+    case 10: return f(Rows<10>());
+    case 11: return f(Rows<11>());
+    case 12: return f(Rows<12>());
 #endif
   }
 }
+
+// At most kMaxRows rows times a piece of a panel, or all of one.
+template <From FROM, typename A, typename B>
+inline void multiply_tile(int rows, const A* a, int64_t lda, const B* b, int k, Sums sums,
+                          float* out) {
+  with_rows(rows, [&](auto count) {
+    multiply_rows<decltype(count)::value, FROM>(a, lda, b, k, sums, out);
+  });
+}
+template <typename A, typename B>
+inline void multiply_panel(int rows, const A* a, int64_t lda, PlainPanel<B> panel, int k,
+                           const char*, float* out) {
+  multiply_tile<From::kMemory>(rows, a, lda, reinterpret_cast<const B*>(panel.at(0)), k,
+                               Sums::kNew, out);
+}
+#if defined(__AVX2__)
+template <typename A>
+inline void multiply_panel(int rows, const A* a, int64_t lda, const CompactPieces& panel, int,
+                           const char* next, float* out) {
+  with_rows(rows, [&](auto count) {
+    multiply_compact<decltype(count)::value>(a, lda, panel, next, out);
+  });
+}
+#endif
 
 // The type in which x is multiplied: float, but where there are products of bf16.
 template <typename T, typename Panel>

@@ -122,22 +122,28 @@ class CompactPieces : public CompactPanel {
   MT_INLINE CompactPieces(const char* panel, int steps)
       : CompactPanel(panel, steps), steps_(steps) {}
 
-  // `next`: the panel that comes after this one. Pieces ascend.
+  int steps() const { return steps_; }
+
+  // What to fetch while a step is used: a later one, or one of the panel that comes after this.
+  MT_INLINE const char* ahead(int step, const char* next) const {
+    const int later = step + kStepsAhead;
+    return later < steps_ ? at(later) : first_step(next) + int64_t{later - steps_} * kBytes;
+  }
+
+  // Pieces ascend.
   MT_INLINE const bf16* piece(int first, int count, const char* next, bf16* buffer) {
     char* to = reinterpret_cast<char*>(buffer);
     for (int step = first / kKPad; count > 0; count -= kKPad, ++step, to += kStepBytes) {
-      const int later = step + kStepsAhead;
-      const char* ahead = later < steps_
-                              ? at(later)
-                              : next + kCompactHead + int64_t{later - steps_} * kCompactStep;
-      expand(step, to, [ahead](int line) { prefetch(ahead + line); });
+      const char* later = ahead(step, next);
+      expand(step, to, [later](int line) { prefetch(later + line); });
     }
     return buffer;
   }
   MT_INLINE const float* piece(int first, int count, const char* next, float* buffer) {
-    alignas(64) bf16 step[kStepBytes / 2];
     for (int k = 0; k < count; k += kKPad) {
-      widen_pairs(piece(first + k, kKPad, next, step), kKPad, buffer + k * kPanel);
+      const int step = (first + k) / kKPad;
+      const char* later = ahead(step, next);
+      widen(step, buffer + k * kPanel, [later](int line) { prefetch(later + line); });
     }
     return buffer;
   }
