@@ -3,8 +3,9 @@
 Two regimes: few rows, where a kernel waits for memory, and many, where the multipliers are the
 limit. Sizes are SmolLM2-135M's; weights and caches are rotated so that they are as cold as in a
 model of that size. What is computed row by row finds its rows in the processor's caches, as in a
-model, and may pass the limit, which is that of memory. Measures the machine first: bytes read and
-operations done per second. Run:
+model, and may pass the limit, which is that of memory. A product's limit is that of the bytes in
+which the kernel holds its weights, fewer than their type has and than torch reads. Measures the
+machine first: bytes read and operations done per second. Run:
 
     .venv/bin/python benchmarks/kernels.py --threads 2 [--isa avx2] [--rows 1 8 32 128 512]
 
@@ -31,8 +32,10 @@ from torch import Tensor
 if not __package__:  # as a program it has its own folder on the path, not the one above
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.peers.machine import wide_weights
 from benchmarks.report import describe_machine
 from mtactors.kernels import AttentionBatch, SamplingBatch, native
+from mtactors.kernels.addresses import packed_matrix
 from mtactors.kernels.native import CpuOperations
 
 HIDDEN, FEED, HEADS, KV_HEADS, DIM, VOCAB, LAYERS, BLOCK = 576, 1536, 9, 3, 64, 49152, 30, 64
@@ -108,17 +111,22 @@ def clock(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
 
 
 def measure_limits(ops: CpuOperations, dtype: torch.dtype, repeats: int) -> Limits:
-    """Measure with the better of torch and our own kernels, each in its best case."""
+    """Measure with the better of torch and our own kernels, each in its best case.
+
+    Bytes count as often as they are read. The weights that our kernels read for it are of a kind
+    that is held in all its bits: of others they read less and caches hold more.
+    """
     # Pieces of 64 MB in turn: short enough to fall between two bursts of other work.
     rows = (64 << 20) // (4096 * dtype.itemsize)
-    pieces = [torch.zeros(rows, 4096, dtype=dtype) for _ in range(6)]
-    packed = [ops.pack_linear(piece) for piece in pieces]
+    piece = wide_weights(rows, 4096, dtype)
+    pieces = [piece.contiguous() for _ in range(6)]
+    packed = [packed_matrix(ops.pack_linear(piece)) for _ in pieces]
     x = torch.zeros(1, 4096, dtype=dtype)
-    reading: list[Sequence[Callable[[], object]]] = [
-        [partial(ops.linear, x, weight) for weight in packed],
-        [piece.view(torch.int32).sum for piece in pieces],
+    reading: list[tuple[int, Sequence[Callable[[], object]]]] = [
+        (packed[0].nbytes, [partial(ops.linear, x, weight) for weight in packed]),
+        (pieces[0].nbytes, [piece.view(torch.int32).sum for piece in pieces]),
     ]
-    best = min(min(clock(calls, 2 * repeats)) for calls in reading)
+    read = max(size / min(clock(calls, 2 * repeats)) for size, calls in reading)
     many, weight = torch.randn(1024, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     square = ops.pack_linear(weight)
     multiplying: list[Sequence[Callable[[], object]]] = [
@@ -126,7 +134,7 @@ def measure_limits(ops: CpuOperations, dtype: torch.dtype, repeats: int) -> Limi
         [lambda: F.linear(many, weight)],
     ]
     fastest = min(min(clock(calls, repeats)) for calls in multiplying)
-    return Limits((64 << 20) / best, 2 * 1024 * 2048 * 2048 / fastest)
+    return Limits(read, 2 * 1024 * 2048 * 2048 / fastest)
 
 
 def torch_linear(x: Tensor, matrix: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -144,14 +152,14 @@ def products(ops: CpuOperations, rows: int, dtype: torch.dtype) -> Iterator[Work
         size = n * k * dtype.itemsize
         matrix = torch.randn(n, k).to(dtype)
         matrices = [matrix.clone() for _ in range(max(1, COLD_BYTES // size))]
-        packed = [ops.pack_linear(matrix) for matrix in matrices]
+        packed = [packed_matrix(ops.pack_linear(matrix)) for matrix in matrices]
         x = torch.randn(rows, k).to(dtype)
         yield Work(
             name,
             rows,
             [partial(ops.linear, x, weight, out_dtype=out_dtype) for weight in packed],
             [partial(torch_linear, x, matrix, out_dtype) for matrix in matrices],
-            size + rows * (n * out_dtype.itemsize + k * dtype.itemsize),
+            packed[0].nbytes + rows * (n * out_dtype.itemsize + k * dtype.itemsize),
             2.0 * rows * n * k,
         )
 

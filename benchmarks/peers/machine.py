@@ -2,7 +2,8 @@
 
 Speaks the adapters' protocol, so that it is measured in turn with the engines, at the same threads
 and in the same state of the machine. Whatever reads or multiplies fastest counts, torch or our own
-kernels: neither library is the best on every machine.
+kernels: neither library is the best on every machine. What counts as read is what was read: our own
+kernels hold most weights in fewer bits than their type has, so they are given others here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from benchmarks.peers.protocol import Options, Recording, Workload
 from mtactors.kernels import load
+from mtactors.kernels.addresses import packed_matrix
 from mtactors.kernels.native import CpuOperations
 
 #: Rows, columns and depth of products in which libraries come close to the machine's peak. Small
@@ -40,12 +42,13 @@ class Machine:
         data = torch.ones(size // 4, dtype=torch.float32)
         other = torch.ones_like(data)
         row = torch.ones(1, _DEPTH, dtype=dtype)
-        packed = own.pack_linear(torch.ones(size // dtype.itemsize // _DEPTH, _DEPTH, dtype=dtype))
+        weight = wide_weights(size // dtype.itemsize // _DEPTH, _DEPTH, dtype)
+        packed = packed_matrix(own.pack_linear(weight))
         self._reads: list[tuple[int, Callable[[], object]]] = [
             (size, partial(torch.sum, data)),
             (2 * size, partial(torch.dot, data, other)),
             (3 * size, partial(torch.add, data, other, out=other)),
-            (size, partial(own.linear, row, packed)),
+            (packed.nbytes, partial(own.linear, row, packed)),
         ]
         self._products: list[tuple[int, Callable[[], object]]] = []
         for rows, columns, depth in _SHAPES:
@@ -66,6 +69,17 @@ class Machine:
 
     def stop(self) -> None:
         """There is nothing to stop."""
+
+
+def wide_weights(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return (rows, columns) weights that no build holds in fewer bits than their type has.
+
+    All rows are the same memory. The weights have too many exponents for short codes, none of them
+    out of a float16's range, and in float32 more digits than a bf16 number.
+    """
+    index = torch.arange(columns)
+    sizes = torch.ldexp(torch.full((columns,), 4 / 3), index // 2 % 28 - 14)
+    return torch.where(index % 2 == 0, sizes, -sizes).to(dtype).expand(rows, columns)
 
 
 def _best(work: Callable[[], object]) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import kernels
 from mtactors.kernels import native
+from mtactors.kernels.native import CpuOperations
 
 
 def test_it_measures_every_kernel(
@@ -38,6 +39,22 @@ def test_it_measures_every_kernel(
         assert len(one["seconds"]) == 2 and min(one["seconds"]) > 0
         assert len(one["torch_seconds"]) in (0, 2)
         assert one["limit"] > 0
+
+
+@pytest.mark.parametrize("isa", native.info().runnable)
+def test_a_product_reads_what_its_weight_is_held_in(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "COLD_BYTES", 1 << 16)
+    n, k = kernels.PRODUCTS["down"]
+    monkeypatch.setattr(kernels, "PRODUCTS", {"down": (n, k)})
+    (work,) = kernels.products(CpuOperations(isa), 2, torch.bfloat16)
+    others = 2 * 2 * (n + k)
+    given = 2 * n * k
+    if isa == "portable":
+        assert given <= work.num_bytes - others <= 1.01 * given
+    else:
+        assert 0.75 * given <= work.num_bytes - others < 0.8 * given
 
 
 def test_ratios(capsys: pytest.CaptureFixture[str]) -> None:
