@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _ISA_VARIABLE = "MTACTORS_CPU_ISA"
 _CPU = torch.device("cpu")
-_DIGEST = -1  # in the place of top_n: see digest_row in cpu/sampling.cpp
+_DIGEST = -1  # in the place of top_n: see digest_row in cpu/logprobs.cpp
 
 
 @dataclass(frozen=True, slots=True)

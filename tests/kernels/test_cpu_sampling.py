@@ -80,6 +80,52 @@ def test_a_large_vocabulary_in_a_batch_and_alone(ops: CpuOperations, row: Row) -
         assert int(alone) == int(one_thread[index])
 
 
+def row_of(shape: str, vocab: int) -> Tensor:
+    noise = logits_of(1, vocab, 5, 1.0, ties=False)[0]
+    ids = torch.arange(vocab)
+    if shape == "one above all":
+        return torch.where(ids == vocab // 3, 20.0, noise)
+    if shape == "a long tail":
+        return noise * 0.3 - 1.1 * (ids + 2.0).log()
+    if shape == "all equal":
+        return torch.zeros(vocab)
+    if shape == "few different":
+        return (noise * 2).round()
+    # As likely as a sample of every 32nd sixteen ids would have it, or much less.
+    return torch.where(ids % 512 < 16, {"a lucky sample": 2.0, "an unlucky sample": -3.0}[shape], 0)
+
+
+@pytest.mark.parametrize("shape", [
+    "one above all", "a long tail", "all equal", "few different", "a lucky sample",
+    "an unlucky sample",
+])  # fmt: skip
+@pytest.mark.parametrize("vocab", [65, 5_003, 20_480])
+def test_the_nucleus_of_any_distribution(ops: CpuOperations, shape: str, vocab: int) -> None:
+    limits = [(0, 0.9), (0, 0.5), (0, 0.0), (0, 0.9999), (0, 0.999999), (700, 0.9), (3, 0.7)]
+    rows = [
+        Row(temperature=temperature, top_k=k, top_p=p, seed=k, position=position, banned=[0, 7])
+        for k, p in limits
+        for position, temperature in enumerate([0.2, 1.0, 1.0, 5.0])
+    ]
+    logits = row_of(shape, vocab).expand(len(rows), vocab).contiguous()
+    batch = batch_of(rows, vocab, vocab)
+    assert ops.sample(logits, batch).tolist() == TRUTH.sample(logits, batch).tolist()
+
+
+@pytest.mark.parametrize("words", [0, -1, 0x00F0_0000])
+def test_a_mask_of_whole_words(ops: CpuOperations, words: int) -> None:
+    vocab = 1_003
+    rows = [Row(temperature=2.0, top_p=0.95, seed=seed) for seed in range(8)]
+    logits = logits_of(len(rows), vocab, 2, 2.0, ties=False)
+    mask = torch.full((len(rows), 32), words, dtype=torch.int32)
+    mask[:, 30] = 0x0F0F_0000
+    batch = replace(batch_of(rows, vocab, vocab), mask=mask)
+    ids = ops.sample(logits, batch)
+    assert ids.tolist() == TRUTH.sample(logits, batch).tolist()
+    allowed = mask[torch.arange(len(rows)), ids // 32] >> (ids % 32) & 1
+    assert allowed.all()
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_logprobs_ranks_and_the_best(ops: CpuOperations, ties: bool) -> None:
     logits = logits_of(9, 3001, 3, 4.0, ties)
@@ -92,6 +138,13 @@ def test_logprobs_ranks_and_the_best(ops: CpuOperations, ties: bool) -> None:
         # The reference sums 2990 exponentials in float32.
         torch.testing.assert_close(ours.logprob, theirs.logprob, atol=2e-5, rtol=0)
         torch.testing.assert_close(ours.top_logprobs, theirs.top_logprobs, atol=2e-5, rtol=0)
+
+
+def test_logprobs_are_as_exact_as_float32(ops: CpuOperations) -> None:
+    logits = logits_of(3, 50_001, 11, 3.0, ties=False)
+    ids = logits.argmax(-1).int()
+    exact = logits.double().log_softmax(-1).amax(-1).float()
+    torch.testing.assert_close(ops.logprobs(logits, ids, 0, 50_001).logprob, exact)
 
 
 def test_more_logprobs_than_there_are_ids(ops: CpuOperations) -> None:
