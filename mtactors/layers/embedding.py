@@ -5,7 +5,7 @@ Knows no tokenizer: rows that must not be sampled are the sampler's affair.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -51,6 +51,12 @@ class Head:
     comm: Comm
     weight: LinearWeight
     vocab_rows: int
+    # Asked once: what a protocol says of an object takes long to find out.
+    _choosing: _Choosing | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        alone = self.comm.world_size == 1 and isinstance(self.ops, _Choosing)
+        object.__setattr__(self, "_choosing", self.ops if alone else None)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return (R, vocab_rows) float32, contiguous, the same on every rank."""
@@ -63,15 +69,15 @@ class Head:
     @property
     def chooses(self) -> bool:
         """Whether `likeliest` costs less than the logits and a greedy sampler."""
-        return self.comm.world_size > 1 or isinstance(self.ops, _Choosing)
+        return self._choosing is not None or self.comm.world_size > 1
 
     def likeliest(self, hidden: Tensor, sampleable: int) -> Tensor:
         """Return the likeliest id below `sampleable` of each row, of equals the lowest.
 
         (R,) int32, the same on every rank; the logits themselves stay where they are.
         """
-        if self.comm.world_size == 1 and isinstance(self.ops, _Choosing):
-            return self.ops.likeliest(hidden, self.weight, sampleable)
+        if self._choosing is not None:
+            return self._choosing.likeliest(hidden, self.weight, sampleable)
         part = self.ops.linear(hidden, self.weight, out_dtype=torch.float32)
         each = part.shape[1]
         own = likeliest_of_part(self.ops, part, sampleable - self.comm.rank * each)

@@ -92,6 +92,7 @@ class Decoder:
         self._layers = [self._layer(*pair) for pair in enumerate(weights.layers)]
         self._norm = self._rms_norm(weights.norm)
         self._head = Head(ops, comm, weights.head, self.spec.vocab_rows)
+        self._sampleable = self.spec.sampleable_ids
         self._whole: _WholePass | None = None
         self._bound: Sequence[KvPair] = ()
 
@@ -168,7 +169,7 @@ class Decoder:
 
     def likeliest(self, hidden: Tensor) -> Tensor:
         """Return the likeliest sampleable id of rows of `forward`'s result: (R,) int32."""
-        return self._head.likeliest(hidden, self.spec.sampleable_ids)
+        return self._head.likeliest(hidden, self._sampleable)
 
     def _layer(self, index: int, weights: LayerWeights) -> _Layer:
         ops, comm = self._ops, self._comm
