@@ -200,8 +200,7 @@ class WorkerChannel:
     def recv(self, timeout: float | None = None) -> FrontMessage | None:
         """Wait for the next message; None when `timeout` seconds have passed without one."""
         milliseconds = None if timeout is None else int(timeout * 1000)
-        while self._socket.poll(milliseconds):
-            parts = self._socket.recv_multipart()
+        while (parts := self._take(milliseconds)) is not None:
             try:
                 if len(parts) != 1:
                     raise WireError(f"a message of {len(parts)} parts")
@@ -210,6 +209,14 @@ class WorkerChannel:
                 self.dropped += 1
                 _log_drop(self.dropped, "the front", str(error))
         return None
+
+    def _take(self, milliseconds: int | None) -> list[bytes] | None:
+        """Return the parts of the next message; None when none has come in time."""
+        try:  # mostly it is there: it came while a step ran
+            return self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            came = self._socket.poll(milliseconds)
+        return self._socket.recv_multipart() if came else None
 
     def close(self) -> None:
         """Send what is still unsent, for two seconds at most, and disconnect."""

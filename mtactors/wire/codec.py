@@ -8,6 +8,7 @@ the dataclass fields once, at import. Knows nothing of sockets, epochs or what m
 from __future__ import annotations
 
 import sys
+import threading
 from array import array
 from collections.abc import Callable
 from dataclasses import fields
@@ -61,6 +62,16 @@ _PARTS = (SamplerSpec, NewRow, KnownRow, BlockCopy, TokenLogprobs, PromptLogprob
 _FOR_WORKER = (StepPlan, Configure, Shutdown)
 _FOR_FRONT = (StepResult, Hello, Progress, Ready, WorkerFailed)
 
+
+class _Kept(threading.local):
+    """A thread's packer: a new one would ask the system for 256 KiB each time."""
+
+    def __init__(self) -> None:
+        self.packer = msgpack.Packer(use_bin_type=True)
+
+
+_kept = _Kept()
+
 _M = TypeVar("_M")
 #: type on the wire, conversion when packing, conversion when unpacking
 _FieldCodec = tuple[type, Callable[[Any], Any] | None, Callable[[Any], Any] | None]
@@ -75,7 +86,7 @@ def encode(message: Message) -> bytes:
     kind = type(message)
     try:
         body = _PACK[kind](message)
-        frame = msgpack.packb([_TAG_OF[kind], *body], use_bin_type=True)
+        frame = _kept.packer.pack([_TAG_OF[kind], *body])
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise WireError(f"{kind.__name__} cannot be encoded: {error}") from error
     if len(frame) > MAX_FRAME_BYTES:
