@@ -35,16 +35,21 @@ class WarmBlocks:
         self._ahead = ahead
         self._ends = [address for address, _ in self._places]  # of what is in memory
         self._highest = 0
+        self._complete = False  # all that is wanted so far is in memory
         self._madvise = ctypes.CDLL(None, use_errno=True).madvise
         self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self.use(-1)
 
     def use(self, block: int) -> None:
         """Note that a block is in use; -1 is none."""
-        self._highest = max(self._highest, min(block + 1 + self._ahead, self._num_blocks))
+        highest = min(block + 1 + self._ahead, self._num_blocks)
+        if highest > self._highest:
+            self._highest, self._complete = highest, False
 
     def prepare(self) -> bool:
         """Find memory for a piece of one tensor; tell whether there is more to do."""
+        if self._complete:
+            return False
         for index, (address, size) in enumerate(self._places):
             start = self._ends[index]
             if start >= address + self._highest * size:
@@ -55,4 +60,5 @@ class WarmBlocks:
                 self._num_blocks = self._highest = 0  # nor will it for the others
             self._ends[index] = end
             return True
+        self._complete = True
         return False
