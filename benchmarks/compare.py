@@ -3,7 +3,8 @@ r"""How fast is mtactors beside other engines, and beside what the machine allow
 The same prompts, the same threads, the same cores, one engine at a time, in turns: prefill, decode
 at several numbers of streams, a mixed workload, then start to first token and peak memory with a
 small KV cache. Peers live in environments of their own and are named here; one that is missing or
-fails is named in the result. The machine's limits are measured in the same rounds.
+fails is named in the result. The machine's limits are measured in the same rounds. --isa holds what
+uses oneDNN to an instruction set, and mtactors to the build that it would choose without more.
 
     python benchmarks/compare.py --vllm-python /peers/vllm/bin/python \
         --llama-bin /peers/llama.cpp/build/bin --llama-model /peers/smollm2-135m-bf16.gguf \
@@ -25,6 +26,7 @@ from pathlib import Path
 if not __package__:  # as a program it has its own folder on the path, not the one above
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.builds import VARIABLE, BuildsError, fastest_within, runnable
 from benchmarks.comparison import MACHINE, Comparison
 from benchmarks.limits import ModelCost, read_cost
 from benchmarks.peers.process import Peer
@@ -112,7 +114,11 @@ def make_lines(given: argparse.Namespace) -> list[Line]:
 def make_peers(
     given: argparse.Namespace, directory: Path, cost: ModelCost, lines: Sequence[Line]
 ) -> list[Peer]:
-    """Return the engines asked for, and the machine; what cannot be measured says why."""
+    """Return the engines asked for, and the machine; what cannot be measured says why.
+
+    Raises:
+        BuildsError: mtactors is to be held to an instruction set and cannot name its builds.
+    """
     options = Options(
         model=str(directory),
         dtype=given.dtype,
@@ -122,7 +128,7 @@ def make_peers(
         max_streams=max(line.streams for line in lines),
     )
     onednn = {"ONEDNN_MAX_CPU_ISA": ISAS[given.isa]} if given.isa else {}
-    ours = {"MTACTORS_CPU_ISA": given.isa} if given.isa else {}
+    ours = {VARIABLE: fastest_within(given.isa, runnable())} if given.isa else {}
     threads = {"OMP_NUM_THREADS": str(given.threads)}
 
     def peer(name: str, python: str | None, adapter: str, **extra: object) -> Peer:
@@ -168,11 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     try:
         directory = resolve_model(given.model).directory
-    except MtactorsError as error:
+        cost, lines = read_cost(directory, given.dtype), make_lines(given)
+        peers = make_peers(given, directory, cost, lines)
+    except (MtactorsError, BuildsError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
-    cost, lines = read_cost(directory, given.dtype), make_lines(given)
-    peers = make_peers(given, directory, cost, lines)
     cores = set(sorted(os.sched_getaffinity(0))[: given.threads])
     logs = Path(given.logs or tempfile.mkdtemp(prefix="compare-logs-"))
     logs.mkdir(parents=True, exist_ok=True)

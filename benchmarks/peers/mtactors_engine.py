@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import time
 
 import mtactors
@@ -32,10 +31,11 @@ class Engine:
         phases: dict[str, float] = {}
         self._thread = EngineThread(args, lambda phase, seconds: phases.update({phase: seconds}))
         group = self._thread.engine.group
+        kernels = group.ready[0].kernels if group else "unknown"
         return {
             "version": mtactors.__version__,
-            "kernels": group.ready[0].kernels if group else "unknown",
-            "isa": os.environ.get("MTACTORS_CPU_ISA", "chosen by CPUID"),
+            "kernels": kernels,
+            "isa": kernels.removeprefix("cpu-"),
             "phases": phases,
         }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compare
+from benchmarks.builds import BuildsError
 from benchmarks.comparison import Measurements
 from benchmarks.limits import MachineLimits, ModelCost
 from benchmarks.report import Report
@@ -98,6 +99,41 @@ def test_wrong_arguments(arguments: str, problem: str, capsys: pytest.CaptureFix
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(["--model", "/nonexistent/model"]) == 2
     assert "/nonexistent/model" in capsys.readouterr().err
+
+
+def test_nothing_is_measured_where_the_builds_are_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> list[str]:
+        raise BuildsError("which builds run here: no torch")
+
+    monkeypatch.setattr(compare, "runnable", fail)
+    make_tiny_model(tmp_path, "llama")
+    assert compare.main(["--model", str(tmp_path), "--threads", "1", "--isa", "avx2"]) == 2
+    assert capsys.readouterr().err == "compare: which builds run here: no torch\n"
+
+
+@pytest.mark.needs_torch
+def test_an_instruction_set_holds_mtactors_and_the_machine_to_a_build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mtactors.kernels import native
+
+    make_tiny_model(tmp_path, "llama")
+    code = compare.main(
+        [
+            *("--model", str(tmp_path), "--engines", "mtactors", "--threads", "1"),
+            *("--isa", "avx2", "--streams", "--prompt", "16", "--prefill-prompts", "2"),
+            *("--mixed", "0", "--repeats", "1", "--starts", "0", "--kv-mib", "8"),
+            *("--timeout", "60", "--logs", str(tmp_path / "logs")),
+        ]
+    )
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert code == 0, values["failures"]
+    build = "avx2" if "avx2" in native.info().runnable else "portable"
+    engines = values["engines"]
+    assert engines["mtactors"]["isa"] == build
+    assert engines["mtactors"]["kernels"] == engines["machine"]["kernels"] == f"cpu-{build}"
 
 
 @pytest.mark.needs_torch
