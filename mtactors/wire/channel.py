@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # Credit keeps at most two plans unanswered; beside them a Configure or a Shutdown may wait.
 _HIGH_WATER_MARK = 8
 _FRAMES_PER_WAKEUP = 64
+# A plain number: arithmetic with its flag type takes microseconds.
+_READABLE = int(zmq.POLLIN)
 _SEND_TIMEOUT_MS = 10_000
 _LINGER_MS = 2_000
 #: Longest file name of a Unix socket that every supported system takes, in bytes.
@@ -132,6 +134,9 @@ class FrontChannel:
             self._again = None
         for _ in range(_FRAMES_PER_WAKEUP):
             if self._socket.closed:  # by on_message
+                return
+            # Asked, because an exception each time that nothing is there costs more.
+            if not self._socket.getsockopt(zmq.EVENTS) & _READABLE:
                 return
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
