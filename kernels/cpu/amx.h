@@ -120,7 +120,7 @@ inline void amx_two_by_one(const bf16* a, int64_t lda, int second, const char* b
 // fetched kStreamAhead before that.
 // `next`: the first step of the panels that follow. `ring`: S * kRing steps.
 constexpr int kRing = 4;
-constexpr int kStreamAhead = 5;
+constexpr int kStreamAhead = 8;
 
 template <int R, int S, typename Panel, typename F>
 inline void amx_stream(const bf16* a, int64_t lda, Panel* panel, const char* const* next, int steps,

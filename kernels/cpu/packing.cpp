@@ -258,7 +258,7 @@ void pack(const mt_pack& op) {
 }
 
 void embedding(const mt_embedding& op) {
-  const int per_chunk = 8;
+  const int per_chunk = 2;  // a row of a packed matrix is strewn over a whole panel
   auto job = [&](int chunk) {
     const int end = imin(op.tokens, (chunk + 1) * per_chunk);
     for (int t = chunk * per_chunk; t < end; ++t) {

@@ -11,7 +11,7 @@ namespace MT_ISA {
 namespace {
 
 // Rows a chunk should hold so that it moves about 16 KB.
-inline int rows_per_chunk(int row_bytes) { return imax(1, 16384 / imax(1, row_bytes)); }
+inline int rows_per_chunk(int row_bytes) { return imax(1, 32768 / imax(1, row_bytes)); }
 
 template <typename T>
 inline void norm_row(const mt_rms_norm& op, const T* x, const T* residual, T* total, T* out) {
