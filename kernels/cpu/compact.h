@@ -50,7 +50,6 @@ MT_INLINE uint8_t odd_upper(uint32_t odd) { return uint8_t(odd); }
 MT_INLINE int compact_place(int element) {
   return element % 32 / 8 * 16 + element / 32 * 8 + element % 8;
 }
-MT_INLINE int compact_group(int element) { return element / (2 * kPairElements) * 192; }
 
 #if defined(__AVX2__)
 

@@ -78,6 +78,14 @@ struct Codes {
   }
 };
 
+// compact_place of each element.
+struct Places {
+  uint8_t of[kPairElements];
+  Places() {
+    for (int e = 0; e < kPairElements; ++e) of[e] = static_cast<uint8_t>(compact_place(e));
+  }
+};
+
 // How many weights without a code there is room for; one more marks the end.
 MT_INLINE int most_without(int steps) { return compact_room(steps) / 4 - 1; }
 
@@ -131,23 +139,34 @@ struct PackJob {
     head.first_odd_step = odd_step(kNone);
     uint8_t* to = reinterpret_cast<uint8_t*>(out) + kCompactHead;
     uint8_t* odd = to + int64_t{steps} * kCompactStep;
-    for (int step = 0; step < steps; ++step, to += kCompactStep) {
+    const Places places;
+    for (int step = 0; step < steps; ++step) {
       uint16_t plain[kStepBytes / 2];
       pack_step(in, step * kKPad, plain);
-      memset(to, 0, kCompactStep);
-      for (int e = 0; e < kStepBytes / 2; ++e) {
-        uint8_t* group = to + compact_group(e);
-        const int second = e / kPairElements % 2, place = compact_place(e % kPairElements);
-        const int code = codes.code[plain[e] >> 8];
-        group[second * 64 + place] = static_cast<uint8_t>(plain[e]);
-        if (code != Codes::kNoCode) {
-          group[128 + place] = static_cast<uint8_t>(group[128 + place] | code << (4 * second));
-          continue;
+      for (int pair = 0; pair < kKPad / 2; pair += 2) {
+        const uint16_t* from = plain + pair * kPairElements;
+        uint8_t codes_of[2][kPairElements], seen = 0;
+        for (int i = 0; i < 2; ++i) {
+          for (int e = 0; e < kPairElements; ++e) {
+            const uint16_t weight = from[i * kPairElements + e];
+            const uint8_t code = codes.code[weight >> 8];
+            to[i * 64 + places.of[e]] = static_cast<uint8_t>(weight);
+            codes_of[i][places.of[e]] = code;
+            seen |= code;
+          }
         }
-        if (head.first_odd_step == odd_step(kNone)) head.first_odd_step = uint32_t(step);
-        const uint32_t entry = odd_weight(step, e, plain[e] >> 8);
-        memcpy(odd, &entry, 4);
-        odd += 4;
+        for (int i = 0; i < 64; ++i) {
+          to[128 + i] = static_cast<uint8_t>((codes_of[0][i] & 15) | codes_of[1][i] << 4);
+        }
+        to += 192;
+        if ((seen & Codes::kNoCode) == 0) continue;
+        for (int e = 0; e < 2 * kPairElements; ++e) {
+          if (codes.code[from[e] >> 8] != Codes::kNoCode) continue;
+          if (head.first_odd_step == odd_step(kNone)) head.first_odd_step = uint32_t(step);
+          const uint32_t entry = odd_weight(step, pair * kPairElements + e, from[e] >> 8);
+          memcpy(odd, &entry, 4);
+          odd += 4;
+        }
       }
     }
     memcpy(odd, &kNone, 4);
