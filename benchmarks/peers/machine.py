@@ -85,12 +85,13 @@ def wide_weights(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
 def _best(work: Callable[[], object]) -> float:
     """Return the shortest time that some work takes."""
     work()
-    seconds: list[float] = []
-    while len(seconds) < _LEAST or sum(seconds) < _SECONDS:
+    best, times, spent = float("inf"), 0, 0.0
+    while times < _LEAST or spent < _SECONDS:
         begun = time.perf_counter()
         work()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)
+        seconds = time.perf_counter() - begun
+        best, times, spent = min(best, seconds), times + 1, spent + seconds
+    return best
 
 
 ADAPTER = Machine
