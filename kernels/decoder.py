@@ -7,8 +7,10 @@ Knows no requests; keeps alive what it borrows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -131,6 +133,9 @@ class NativeDecoder:
             0 if slopes is None else array(slopes, "alibi_slopes", torch.float32),
             None if comm is None else comm.native,
         )
+        # Of the call before: the same tensors again are where they were.
+        self._given: tuple[object, ...] = (None,)
+        self._forward: Callable[[int], None]
         for layer, caches, window in zip(weights.layers, kv_caches, shape.windows, strict=True):
             self._add(layer, caches, shape, window)
 
@@ -150,35 +155,22 @@ class NativeDecoder:
             hidden_rows: (R,) int64, the tokens whose hidden states are wanted; None is all. The
                 last layer computes no more than these.
 
+        Tensors may change between two calls, but not their shapes.
+
         Returns:
             (R, H) or (T, H), model dtype.
         """
-        tokens = len(ids)
-        wanted = tokens if hidden_rows is None else len(hidden_rows)
-        if wanted > tokens:
-            raise ValueError("more hidden rows than tokens")
+        wanted = (ids if hidden_rows is None else hidden_rows).shape[0]
         out = torch.empty(wanted, self._hidden, dtype=self._dtype)
-        if not tokens:
+        if not ids.shape[0]:
             return out
-        scale = None if rotation is None else rotation.q_scale
-        self._native.forward(
-            array(ids, "ids", torch.int32),
-            tokens,
-            0 if rotation is None else array(rotation.rows, "rows", torch.int32),
-            0 if rotation is None else array(rotation.cos_sin, "cos_sin", torch.float32),
-            0 if scale is None else array(scale, "q_scale", torch.float32),
-            0 if rotation is None else rotation.cos_sin.shape[1],
-            rotation is not None and rotation.pairing == "interleaved",
-            array(batch.query_start, "query_start", torch.int32),
-            array(batch.seq_lens, "seq_lens", torch.int32),
-            array(batch.block_tables, "block_tables", torch.int32),
-            batch.block_tables.shape[1],
-            len(batch.seq_lens),
-            array(batch.slot_mapping, "slot_mapping", torch.int64),
-            0 if hidden_rows is None else array(hidden_rows, "hidden_rows", torch.int64),
-            -1 if hidden_rows is None else wanted,
-            out.data_ptr(),
-        )
+        given: tuple[object, ...] = (ids, batch, hidden_rows)
+        if rotation is not None:
+            given += (rotation.rows, rotation.cos_sin, rotation.q_scale)
+        if not all(map(is_, given, self._given)):
+            self._forward = _call(self._native, ids, rotation, batch, hidden_rows)
+            self._given = given
+        self._forward(out.data_ptr())
         return out
 
     def _add(self, layer: Layer, caches: tuple[Tensor, Tensor], shape: Shape, window: int) -> None:
@@ -210,3 +202,36 @@ class NativeDecoder:
             caches[1].data_ptr(),
         ]
         self._native.add_layer(matrices, vectors, window)
+
+
+def _call(
+    native: _native.Decoder,
+    ids: Tensor,
+    rotation: Rotation | None,
+    batch: AttentionBatch,
+    hidden_rows: Tensor | None,
+) -> Callable[[int], None]:
+    """Return a call of the native forward pass; it takes the address that is written to."""
+    tokens = ids.shape[0]
+    wanted = -1 if hidden_rows is None else hidden_rows.shape[0]
+    if wanted > tokens:
+        raise ValueError("more hidden rows than tokens")
+    scale = None if rotation is None else rotation.q_scale
+    return partial(
+        native.forward,
+        array(ids, "ids", torch.int32),
+        tokens,
+        0 if rotation is None else array(rotation.rows, "rows", torch.int32),
+        0 if rotation is None else array(rotation.cos_sin, "cos_sin", torch.float32),
+        0 if scale is None else array(scale, "q_scale", torch.float32),
+        0 if rotation is None else rotation.cos_sin.shape[1],
+        rotation is not None and rotation.pairing == "interleaved",
+        array(batch.query_start, "query_start", torch.int32),
+        array(batch.seq_lens, "seq_lens", torch.int32),
+        array(batch.block_tables, "block_tables", torch.int32),
+        batch.block_tables.shape[1],
+        len(batch.seq_lens),
+        array(batch.slot_mapping, "slot_mapping", torch.int64),
+        0 if hidden_rows is None else array(hidden_rows, "hidden_rows", torch.int64),
+        wanted,
+    )

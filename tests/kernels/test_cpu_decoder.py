@@ -192,6 +192,24 @@ def test_prefill_at_once_in_chunks_and_token_by_token(ops: CpuOperations) -> Non
     assert torch.equal(results[0], results[2])
 
 
+def test_tensors_of_the_call_before_are_read_again(ops: CpuOperations) -> None:
+    model = Model(FORMS["llama"], torch.bfloat16, ops)
+    ours, fresh = model.native(model.caches()), model.native(model.caches())
+    ids, positions, batch = step_of([0, 0], [1, 1])
+    rotation = model.rotation(positions)
+    assert rotation is not None
+    assert rotation.rows is positions
+    for step in range(4):
+        other, places, others = step_of([step, step], [1, 1])
+        expected = fresh.forward(other, model.rotation(places), others)
+        assert torch.equal(ours.forward(ids, rotation, batch), expected)
+        later, _, changed = step_of([step + 1, step + 1], [1, 1])
+        ids.copy_(later)
+        positions += 1
+        batch.seq_lens.copy_(changed.seq_lens)
+        batch.slot_mapping.copy_(changed.slot_mapping)
+
+
 def test_matrices_that_do_not_fit_are_refused(ops: CpuOperations) -> None:
     model = Model(FORMS["llama"], torch.float32, ops)
     with pytest.raises(ValueError, match="matrices"):
