@@ -32,7 +32,7 @@ KERNELS: dict[str, tuple[tuple[Any, str], ...]] = {
     "kernels: copies of blocks": ((_native.Backend, "copy_blocks"),),
 }
 OTHERS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "tensors from the plan": ((Rows, "apply"), (batch, "build")),
+    "tensors from the plan": ((Rows, "apply"), (batch.Batches, "build")),
     "arguments of the kernels": (
         (Decoder, "forward"),
         (Decoder, "logits"),

@@ -32,12 +32,75 @@ class Batch:
     alphas: npt.NDArray[np.float64] | None
 
 
+class Batches:
+    """Builds one batch after the other.
+
+    On a CPU the steps that decode the same rows share their tensors: a batch is over when the next
+    is built.
+    """
+
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self._rows = rows
+        self._device = device
+        self._on_cpu = device.type == "cpu"
+        self._decoding: _Decoding | None = None
+
+    def build(self, chunks: Chunks) -> Batch:
+        """Return the tensors that compute `chunks`; there is at least one."""
+        if not (chunks.decodes and self._on_cpu):
+            return build(chunks, self._rows, self._device)
+        if self._decoding is None or self._decoding.slots is not chunks.slots:
+            self._decoding = _Decoding(chunks.slots, self._rows)
+        return self._decoding.at(chunks.starts)
+
+
+class _Decoding:
+    """The tensors of rows that decode together, and the memory that they look at."""
+
+    def __init__(self, slots: Int64s, rows: Rows) -> None:
+        count = len(slots)
+        alphas = rows.rope_alpha[slots]
+        self.slots = slots
+        self._rows = rows
+        self._blocks_given = -1
+        self._ids = np.empty(count, np.int32)
+        self._positions = np.empty((2, count), np.int32)  # and one more, the lengths
+        self._tables = np.empty((count, rows.block_tables.shape[1]), np.int32)
+        self._slot_mapping = np.empty(count, np.int64)
+        self._batch = Batch(
+            ids=torch.from_numpy(self._ids),
+            positions=torch.from_numpy(self._positions[0]),
+            attention=AttentionBatch(
+                query_start=torch.arange(count + 1, dtype=torch.int32),
+                seq_lens=torch.from_numpy(self._positions[1]),
+                block_tables=torch.from_numpy(self._tables),
+                slot_mapping=torch.from_numpy(self._slot_mapping),
+            ),
+            last_tokens=np.arange(count),
+            alphas=None if (alphas == 1.0).all() else alphas,
+        )
+
+    def at(self, positions: Int64s) -> Batch:
+        """Return the batch that computes a position of each row."""
+        slots, rows = self.slots, self._rows
+        if self._blocks_given != rows.blocks_given:
+            rows.block_tables.take(slots, axis=0, out=self._tables, mode="clip")
+            self._blocks_given = rows.blocks_given
+        blocks, offsets = np.divmod(positions, rows.block_size)
+        np.multiply(rows.block_tables[slots, blocks], rows.block_size, out=self._slot_mapping)
+        self._slot_mapping += offsets
+        self._positions[0] = positions
+        np.add(self._positions[0], 1, out=self._positions[1])
+        self._ids[:] = rows.tokens[slots, positions]
+        return self._batch
+
+
 def build(chunks: Chunks, rows: Rows, device: torch.device) -> Batch:
     """Return the tensors that compute `chunks`; there is at least one."""
     slots, lengths = chunks.slots, chunks.lengths
     ends = np.cumsum(lengths)
     first_tokens = ends - lengths
-    if len(slots) == ends[-1]:  # decode rows only: a token each
+    if len(slots) == ends[-1]:  # a token each
         token_slots, positions = slots, chunks.starts
     else:
         token_slots = np.repeat(slots, lengths)

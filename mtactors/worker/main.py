@@ -98,19 +98,25 @@ class Worker:
         return runner, page
 
     def _serve(self, runner: Runner, page: StepPage) -> None:
-        while True:
-            plan = self._receive_plan(runner)
-            arrived = time.perf_counter()
-            if self._fault is not None:
-                self._fault.at_step(plan, begun=False)
-            page.enter(plan.seq)
-            if self._fault is not None:
-                self._fault.at_step(plan, begun=True)
-            result = runner.run(plan, arrived, self._read_ahead)
-            page.leave()
-            if result is not None:
-                self._channel.send(result)
-            runner.prepare()
+        import torch
+
+        with torch.inference_mode():
+            while True:
+                self._step(runner, page)
+
+    def _step(self, runner: Runner, page: StepPage) -> None:
+        plan = self._receive_plan(runner)
+        arrived = time.perf_counter()
+        if self._fault is not None:
+            self._fault.at_step(plan, begun=False)
+        page.enter(plan.seq)
+        if self._fault is not None:
+            self._fault.at_step(plan, begun=True)
+        result = runner.run(plan, arrived, self._read_ahead)
+        page.leave()
+        if result is not None:
+            self._channel.send(result)
+        runner.prepare()
 
     def _receive_plan(self, runner: Runner) -> StepPlan:
         """Return the next plan; one out of order must never reach a collective.

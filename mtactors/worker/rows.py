@@ -40,12 +40,27 @@ class Chunks:
     """What a plan computes: one entry per row of the plan, new rows first, then known ones.
 
     Row r computes positions starts[r] .. starts[r]+lengths[r]-1 of the row in slot slots[r].
+    `decodes`: every row computes one token, its last, and samples from it. Plans that name the same
+    rows for the same work share `slots`, `lengths` and `samples`: what was found out about them
+    stays true. Nobody writes to them.
     """
 
     slots: Int64s
     starts: Int64s
     lengths: Int64s
     samples: Bools
+    decodes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What a plan says of its rows, and the same as arrays, once checked."""
+
+    slots: list[int]
+    lengths: list[int]
+    samples: list[bool]
+    arrays: tuple[Int64s, Int64s, Bools]
+    decodes: bool
 
 
 class Rows:
@@ -77,14 +92,16 @@ class Rows:
         # np.zeros does not touch the pages: a slot's tokens cost memory when they are there. One
         # column more, since a row that ended at max_len may be computed once too often.
         self.tokens = np.zeros((max_rows, max_len + 1), np.int32)
-        self.num_tokens = np.zeros(max_rows, np.int64)
+        # Side by side, since a step asks for all of them. Room: positions that the blocks hold.
+        self._counts = np.zeros((3, max_rows), np.int64)
+        self.num_computed, self.num_tokens, self._room = self._counts
         self.prompt_len = np.zeros(max_rows, np.int64)
-        self.num_computed = np.zeros(max_rows, np.int64)
         self.block_tables = np.full((max_rows, width), -1, np.int32)
-        self.blocks_held = np.zeros(max_rows, np.int64)
+        self.blocks_given = 0  # how often the block tables have changed
         self.highest_block = -1
         self.rope_alpha = np.ones(max_rows, np.float64)
         self.prompt_logprobs = np.full(max_rows, -1, np.int64)
+        self._named: _Named | None = None  # of the last plan, as long as no row comes or goes
 
     def apply(self, plan: StepPlan) -> Chunks:
         """End, start and extend rows as the plan says, and return what it computes.
@@ -92,26 +109,29 @@ class Rows:
         Raises:
             WireError: the plan does not fit the rows that are here.
         """
+        if plan.ended or plan.new:
+            self._named = None
         for slot in plan.ended:
             self._require(0 <= slot < len(self.occupied), f"ends slot {slot}, which is not one")
             self.occupied[slot] = False
         for new in plan.new:
             self._start(new)
-        known = plan.known
-        rows: list[NewRow | KnownRow] = [*plan.new, *known]
-        slots = np.fromiter((row.slot for row in rows), np.int64, len(rows))
-        lengths = np.fromiter((row.chunk_len for row in rows), np.int64, len(rows))
-        samples = np.fromiter((row.sample for row in rows), np.bool_, len(rows))
-        self._check_slots(slots)
-        for row in known:
+        named = self._name([*plan.new, *plan.known])
+        for row in plan.known:
             if row.new_blocks:
                 self._append_blocks(row.slot, row.new_blocks)
-        chunks = Chunks(slots, self.num_computed[slots], lengths, samples)
-        self._check_chunks(chunks)
+        slots, lengths, samples = named.arrays
+        counts = self._counts.take(slots, axis=1)
+        chunks = Chunks(slots, counts[0], lengths, samples, named.decodes)
+        self._check_chunks(chunks, counts)
         return chunks
 
     def advance(self, chunks: Chunks, ids: Int32s) -> None:
         """Record that the chunks are computed and `ids` were sampled for those that sample."""
+        if chunks.decodes:
+            self.tokens[chunks.slots, chunks.starts + 1] = ids
+            self._counts[:2, chunks.slots] += 1
+            return
         self.num_computed[chunks.slots] += chunks.lengths
         slots = chunks.slots[chunks.samples]
         self.tokens[slots, self.num_tokens[slots]] = ids
@@ -167,19 +187,40 @@ class Rows:
         self.rope_alpha[slot] = row.rope_alpha
         self.prompt_logprobs[slot] = row.prompt_logprobs
         self.block_tables[slot] = -1
-        self.blocks_held[slot] = 0
+        self._room[slot] = 0
         self._append_blocks(slot, row.block_table)
 
     def _append_blocks(self, slot: int, blocks: list[int]) -> None:
-        held = int(self.blocks_held[slot])
+        held = int(self._room[slot]) // self.block_size
         self._require(
             held + len(blocks) <= self.block_tables.shape[1]
             and all(0 <= block < self.num_blocks for block in blocks),
             f"gives slot {slot}, which holds {held}, the blocks {blocks}",
         )
         self.block_tables[slot, held : held + len(blocks)] = blocks
-        self.blocks_held[slot] = held + len(blocks)
+        self._room[slot] = (held + len(blocks)) * self.block_size
+        self.blocks_given += 1
         self.highest_block = max(self.highest_block, *blocks)
+
+    def _name(self, rows: list[NewRow | KnownRow]) -> _Named:
+        """Return what a plan says of its rows; the last plan's where it is the same."""
+        slots = [row.slot for row in rows]
+        lengths = [row.chunk_len for row in rows]
+        samples = [row.sample for row in rows]
+        last = self._named
+        if last and (last.slots, last.lengths, last.samples) == (slots, lengths, samples):
+            return last
+        arrays = (
+            np.array(slots, np.int64),
+            np.array(lengths, np.int64),
+            np.array(samples, np.bool_),
+        )
+        self._check_slots(arrays[0])
+        total = sum(lengths)
+        self._require(total <= self.max_tokens, f"computes {total} tokens, over {self.max_tokens}")
+        decodes = lengths == [1] * len(rows) and all(samples)
+        self._named = _Named(slots, lengths, samples, arrays, decodes)
+        return self._named
 
     def _check_slots(self, slots: Int64s) -> None:
         if not slots.size:
@@ -188,14 +229,19 @@ class Rows:
         self._require(inside and bool(self.occupied[slots].all()), "names a slot that no row holds")
         self._require(int(np.bincount(slots).max()) == 1, "names a slot twice")
 
-    def _check_chunks(self, chunks: Chunks) -> None:
-        """Refuse what would read or write outside a row: numpy and kernels would not notice."""
-        ends = chunks.starts + chunks.lengths
-        tokens = self.num_tokens[chunks.slots]
-        room = self.blocks_held[chunks.slots] * self.block_size
+    def _check_chunks(self, chunks: Chunks, counts: Int64s) -> None:
+        """Refuse what would read or write outside a row: numpy and kernels would not notice.
+
+        Args:
+            counts: `_counts` of the rows.
+        """
+        starts, tokens, room = counts
+        if chunks.decodes and ((starts == tokens - 1) & (tokens <= room)).all():
+            return  # a row has a token: nothing overflows
+        ends = starts + chunks.lengths
         fits = (
-            (chunks.starts >= 0)
-            & (chunks.starts < tokens)  # so that no sum overflows
+            (starts >= 0)
+            & (starts < tokens)  # so that no sum overflows
             & (chunks.lengths > 0)
             & (chunks.lengths <= tokens)
             & (ends <= np.minimum(tokens, room))
@@ -204,11 +250,9 @@ class Rows:
         if not fits.all():
             row = int(np.flatnonzero(~fits)[0])
             raise WireError(
-                f"the plan computes positions {chunks.starts[row]} to {ends[row] - 1} of slot "
+                f"the plan computes positions {starts[row]} to {ends[row] - 1} of slot "
                 f"{chunks.slots[row]}, which has {tokens[row]} tokens and room for {room[row]}"
             )
-        total = int(chunks.lengths.sum())
-        self._require(total <= self.max_tokens, f"computes {total} tokens, over {self.max_tokens}")
 
     def _require(self, fine: bool, message: str) -> None:
         if not fine:

@@ -16,8 +16,7 @@ from torch import Tensor
 from mtactors.kernels import Operations
 from mtactors.models.decoder import Decoder
 from mtactors.wire.messages import PromptLogprobs, StepPlan, StepResult, TokenLogprobs
-from mtactors.worker import batch as batches
-from mtactors.worker.batch import Batch
+from mtactors.worker.batch import Batch, Batches
 from mtactors.worker.comm import Group
 from mtactors.worker.kv_cache import KvCache
 from mtactors.worker.rows import Chunks, Int32s, Int64s, Rows
@@ -54,6 +53,9 @@ class Runner:
         self._group = group
         self._digests = digests
         self._device = decoder.device
+        self._on_cpu = decoder.device.type == "cpu"
+        self._chooses = decoder.chooses and not digests
+        self._batches = Batches(rows, decoder.device)
         # As many as one step of prompts can take.
         self._warm_blocks = WarmBlocks(cache.tensors, -(-rows.max_tokens // rows.block_size))
         self.limit_logits(LOGITS_BYTES)
@@ -71,11 +73,12 @@ class Runner:
         """Use the time in which nothing is asked. May be repeated."""
         self._sampler.warm()
 
-    @torch.inference_mode()
     def run(
         self, plan: StepPlan, arrived: float, meanwhile: Callable[[], None] | None = None
     ) -> StepResult | None:
         """Execute a plan; return what it produced on rank 0, None on other ranks.
+
+        Best called in torch's inference mode, which is not entered here for each step.
 
         Args:
             arrived: time.perf_counter() when the plan was received.
@@ -92,34 +95,51 @@ class Runner:
             )
         if plan.copies:
             self._copy_blocks(plan)
-        ids = np.full(len(chunks.slots), -1, np.int32)
+        ids: list[int] = []
         logprobs: list[TokenLogprobs] = []
         prompt_logprobs: list[PromptLogprobs] = []
         digests = b""
-        if len(chunks.slots):
-            batch = batches.build(chunks, self._rows, self._device)
-            sampling = np.flatnonzero(chunks.samples)
-            if (self._rows.prompt_logprobs[chunks.slots] >= 0).any():
-                hidden = self._forward(batch)
-                prompt_logprobs = self._prompt_logprobs(chunks, batch, hidden)
-                hidden = hidden[self._tensor(batch.last_tokens[sampling])]
-            else:
-                hidden = self._forward(batch, self._tensor(batch.last_tokens[sampling]))
-            ids[sampling], logprobs, digests = self._sample(
-                sampling, chunks.slots[sampling], hidden, meanwhile
-            )
-            self._rows.advance(chunks, ids[chunks.samples])
+        if chunks.slots.size:
+            ids, logprobs, prompt_logprobs, digests = self._compute(chunks, meanwhile)
         if self._group.rank:
             return None
         return StepResult(
             epoch=plan.epoch,
             seq=plan.seq,
-            ids=ids.tolist(),
+            ids=ids,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             microseconds=int((time.perf_counter() - arrived) * 1e6),
             digests=digests,
         )
+
+    def _compute(
+        self, chunks: Chunks, meanwhile: Callable[[], None] | None
+    ) -> tuple[list[int], list[TokenLogprobs], list[PromptLogprobs], bytes]:
+        """Compute the chunks; return an id per row, logprobs, prompt logprobs and digests."""
+        batch = self._batches.build(chunks)
+        if chunks.decodes:  # and so has all of its prompt behind it
+            hidden = self._forward(batch)
+            chosen, logprobs, digests = self._sample(
+                batch.last_tokens, chunks.slots, hidden, meanwhile
+            )
+            self._rows.advance(chunks, chosen)
+            return chosen.tolist(), logprobs, [], digests
+        sampling = np.flatnonzero(chunks.samples)
+        prompt_logprobs: list[PromptLogprobs] = []
+        if (self._rows.prompt_logprobs[chunks.slots] >= 0).any():
+            hidden = self._forward(batch)
+            prompt_logprobs = self._prompt_logprobs(chunks, batch, hidden)
+            hidden = hidden[self._tensor(batch.last_tokens[sampling])]
+        else:
+            hidden = self._forward(batch, self._tensor(batch.last_tokens[sampling]))
+        chosen, logprobs, digests = self._sample(
+            sampling, chunks.slots[sampling], hidden, meanwhile
+        )
+        self._rows.advance(chunks, chosen)
+        ids = np.full(len(chunks.slots), -1, np.int32)
+        ids[sampling] = chosen
+        return ids.tolist(), logprobs, prompt_logprobs, digests
 
     def _forward(self, batch: Batch, wanted: Tensor | None = None) -> Tensor:
         """Return the hidden states of the wanted tokens; without `wanted`, of all."""
@@ -143,13 +163,13 @@ class Runner:
         """Return ids of the rows that sample, in order, logprobs they asked for, and digests."""
         if not sampling.size:
             return np.empty(0, np.int32), [], b""
-        if meanwhile is None or self._device.type == "cpu":
+        if meanwhile is None or self._on_cpu:
             meanwhile = _nothing
-        if self._decoder.chooses and not self._digests and self._sampler.greedy(slots):
+        if self._chooses and self._sampler.greedy(slots):
             # Every rank finds the same ids: nothing is left to broadcast.
             likeliest = self._decoder.likeliest(hidden)
             meanwhile()
-            return likeliest.cpu().numpy(), [], b""
+            return (likeliest if self._on_cpu else likeliest.cpu()).numpy(), [], b""
         logits = self._decoder.logits(hidden)
         if self._group.rank:
             meanwhile()

@@ -85,6 +85,8 @@ class Sampler:
         self._has_lists = np.zeros(max_rows, np.bool_)
         self._guided = np.zeros(max_rows, np.bool_)
         self._lists: dict[int, _Lists] = {}
+        self._asked = np.empty(0, np.int64)  # by `greedy`, and what it said
+        self._greedy = True
 
     def warm(self) -> None:
         """Begin to read what the first grammar would have to wait for. May be repeated."""
@@ -103,6 +105,7 @@ class Sampler:
             WireError: the spec has numbers that do not fit together, or no table.
         """
         _check(spec, choice, self._sampleable)
+        self._asked = np.empty(0, np.int64)
         if self._grammars is not None:
             self._grammars.start(slot, name, grammar)
         self._floats[:, slot] = (
@@ -124,13 +127,20 @@ class Sampler:
             self._lists[slot] = lists
 
     def greedy(self, slots: Int64s) -> bool:
-        """Return whether nothing but the likeliest id is asked for; every rank says the same."""
-        return not (
-            self._has_lists[slots].any()
-            or self._guided[slots].any()
-            or (self._floats[0, slots] > 0).any()
-            or (self._ints[2, slots] >= 0).any()
-        )
+        """Return whether nothing but the likeliest id is asked for; every rank says the same.
+
+        Args:
+            slots: nobody writes to it: the answer for the same array is known until a row starts.
+        """
+        if slots is not self._asked:
+            self._asked = slots
+            self._greedy = not (
+                self._has_lists[slots].any()
+                or self._guided[slots].any()
+                or (self._floats[0, slots] > 0).any()
+                or (self._ints[2, slots] >= 0).any()
+            )
+        return self._greedy
 
     def sample(self, logits: Tensor, slots: Int64s, rows: Rows) -> Tensor:
         """Return the next id of each slot, (R,) int32.

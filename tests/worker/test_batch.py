@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from mtactors.worker import batch as batches
+from mtactors.worker.batch import Batch, Batches
 from mtactors.worker.rows import Rows
 from tests.worker.plans import Plans, known_row, new_row
 
@@ -69,3 +70,45 @@ def test_alphas_are_per_token() -> None:
     batch = batches.build(rows.apply(plan), rows, CPU)
     assert batch.alphas is not None
     assert batch.alphas.tolist() == [3.0, 3.0, 1.0]
+
+
+def as_lists(batch: Batch) -> list[object]:
+    """Return what a batch says; of the block tables what is in use."""
+    attention = batch.attention
+    widest = -(-int(attention.seq_lens.max()) // 16)
+    return [
+        batch.ids.tolist(),
+        batch.positions.tolist(),
+        attention.query_start.tolist(),
+        attention.seq_lens.tolist(),
+        attention.block_tables[:, :widest].tolist(),
+        attention.slot_mapping.tolist(),
+        batch.last_tokens.tolist(),
+        None if batch.alphas is None else batch.alphas.tolist(),
+    ]
+
+
+def test_steps_that_decode_share_tensors_and_say_what_others_would() -> None:
+    rows, plans = make_rows(), Plans()
+    made = Batches(rows, CPU)
+    seen: list[Batch] = []
+    long = new_row(2, range(30), [7, 3], rope_alpha=2.0)
+    for planned, ended in (
+        ([new_row(0, [1, 2], [0]), new_row(1, range(14), [1])], []),
+        ([known_row(1), known_row(0)], []),
+        ([known_row(1), known_row(0)], []),
+        ([known_row(1, blocks=[2]), known_row(0)], []),
+        ([known_row(0), known_row(1)], []),
+        ([known_row(0), long], [1]),
+        ([known_row(0), known_row(2)], []),
+        ([known_row(0), known_row(2)], []),
+        ([known_row(2, blocks=[5])], [0]),
+    ):
+        chunks = rows.apply(plans.next(*planned, ended=ended))
+        batch = made.build(chunks)
+        assert as_lists(batch) == as_lists(batches.build(chunks, rows, CPU))
+        rows.advance(chunks, np.arange(len(chunks.slots), dtype=np.int32) + 50 + len(seen))
+        seen.append(batch)
+    assert seen[1] is seen[2] is seen[3]
+    assert seen[3] is not seen[4]
+    assert seen[6] is seen[7]

@@ -99,6 +99,25 @@ def test_a_plan_that_does_not_fit_is_refused(planned: list[NewRow | KnownRow], r
         rows.apply(plans.next(*planned))
 
 
+@pytest.mark.parametrize(
+    ("planned", "ended", "reason"),
+    [
+        ([known_row(0), known_row(1)], [1], "no row holds"),
+        ([known_row(0), known_row(1)], [], "room for 16"),  # for the third time
+        ([known_row(0), known_row(1, blocks=[10])], [], "blocks"),
+    ],
+)
+def test_rows_that_were_checked_before_are_checked_again(
+    planned: list[KnownRow], ended: list[int], reason: str
+) -> None:
+    rows, plans = make_rows(), Plans()
+    advance(rows, plans, new_row(0, [1], [0]), new_row(1, range(14), [1]), ids=[5, 6])
+    advance(rows, plans, known_row(0), known_row(1), ids=[7, 8])
+    advance(rows, plans, known_row(0), known_row(1), ids=[9, 10])
+    with pytest.raises(WireError, match=reason):
+        rows.apply(plans.next(*planned, ended=ended))
+
+
 def test_ending_what_is_no_slot_is_refused() -> None:
     with pytest.raises(WireError, match="ends slot 4"):
         make_rows().apply(Plans().next(ended=[4]))

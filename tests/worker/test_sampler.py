@@ -211,6 +211,11 @@ def test_only_rows_that_want_the_likeliest_id_and_no_more_are_greedy() -> None:
     assert [seated.greedy(slots[row : row + 1]) for row in range(7)] == [True, True, *[False] * 5]
     assert seated.greedy(slots[:2])
     assert not seated.greedy(slots[:3])
+    first = slots[:1]
+    assert seated.greedy(first)
+    assert seated.greedy(first)
+    seated.start(0, 0, sampler(temperature=0.5))
+    assert not seated.greedy(first)
     # A rank that follows no grammars itself says the same as the one that does.
     seated.start(0, 0, sampler(), grammar="{}")
     assert not seated.greedy(slots[:1])
