@@ -111,20 +111,23 @@ struct Candidates {
       if (!(maxima[b] >= floor)) continue;
       const int end = imin(n, (b + 1) * kBlock);
       int i = b * kBlock;
+#if defined(__AVX2__)
       for (; i + W <= end; i += W) count = take_vector(from + i, i, floor, count);
+#endif
       for (; i < end; ++i) count = take(from[i], i, floor, count);
     }
     return count;
   }
 
  private:
-  // Without a branch, which would be foreseen as badly as logits are.
+  // Both without a branch, which would be foreseen as badly as logits are.
   MT_INLINE int take(float x, int i, float floor, int count) {
     value[count] = x;
     id[count] = i;
     return count + (x >= floor ? 1 : 0);
   }
 
+#if defined(__AVX2__)
   MT_INLINE int take_vector(const float* from, int i, float floor, int count) {
     const vf v = vload(from);
 #if defined(__AVX512F__)
@@ -132,22 +135,17 @@ struct Candidates {
     const __mmask16 kept = _mm512_cmp_ps_mask(v, vset(floor), _CMP_GE_OQ);
     vstore(value + count, _mm512_maskz_compress_ps(kept, v));
     _mm512_storeu_si512(id + count, _mm512_maskz_compress_epi32(kept, viadd(lanes, viset(i))));
-    return count + __builtin_popcount(kept);
-#elif defined(__AVX2__)
+#else
     const int kept = _mm256_movemask_ps(_mm256_cmp_ps(v, vset(floor), _CMP_GE_OQ));
-    if (kept == 0) return count;
-    uint64_t lanes;
+    int64_t lanes;
     memcpy(&lanes, kOrders.lanes[kept], sizeof(lanes));
-    const vi order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(lanes)));
+    const vi order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(lanes));
     vstore(value + count, _mm256_permutevar8x32_ps(v, order));
     _mm256_storeu_si256(reinterpret_cast<vi*>(id + count), viadd(order, viset(i)));
-    return count + __builtin_popcount(static_cast<unsigned>(kept));
-#else
-    if (!(vmaximum(v) >= floor)) return count;
-    for (int j = 0; j < W; ++j) count = take(from[j], i + j, floor, count);
-    return count;
 #endif
+    return count + __builtin_popcount(static_cast<unsigned>(kept));
   }
+#endif
 };
 
 }  // namespace
