@@ -127,8 +127,7 @@ def make_peers(
         max_model_len=max(line.prompt[1] + line.new[1] for line in lines) + 64,
         max_streams=max(line.streams for line in lines),
     )
-    onednn = {"ONEDNN_MAX_CPU_ISA": ISAS[given.isa]} if given.isa else {}
-    ours = {VARIABLE: fastest_within(given.isa, runnable())} if given.isa else {}
+    onednn, ours = _held_to(given.isa)
     threads = {"OMP_NUM_THREADS": str(given.threads)}
 
     def peer(name: str, python: str | None, adapter: str, **extra: object) -> Peer:
@@ -162,6 +161,13 @@ def make_peers(
         MACHINE, sys.executable, "machine", options=machine, environment=onednn | ours | threads
     )
     return [measured, *(known[name] for name in given.engines)]
+
+
+def _held_to(isa: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the variables that hold oneDNN and mtactors to an instruction set."""
+    if isa is None:
+        return {}, {}
+    return {"ONEDNN_MAX_CPU_ISA": ISAS[isa]}, {VARIABLE: fastest_within(isa, runnable())}
 
 
 def _with(options: Options, model: str | None, program: str = "") -> Options:
