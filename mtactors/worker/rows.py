@@ -42,7 +42,7 @@ class Chunks:
     Row r computes positions starts[r] .. starts[r]+lengths[r]-1 of the row in slot slots[r].
     `decodes`: every row computes one token, its last, and samples from it. Plans that name the same
     rows for the same work share `slots`, `lengths` and `samples`: what was found out about them
-    stays true. Nobody writes to them.
+    stays true. Nobody writes to them; `starts` may move on when the chunks are computed.
     """
 
     slots: Int64s
@@ -52,15 +52,18 @@ class Chunks:
     decodes: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Named:
-    """What a plan says of its rows, and the same as arrays, once checked."""
+    """What a plan says of its rows, and the chunks that it means.
+
+    `fits`: how often these chunks, one position further each time, are known to fit.
+    """
 
     slots: list[int]
     lengths: list[int]
     samples: list[bool]
-    arrays: tuple[Int64s, Int64s, Bools]
-    decodes: bool
+    chunks: Chunks
+    fits: int = 0
 
 
 class Rows:
@@ -120,18 +123,22 @@ class Rows:
         for row in plan.known:
             if row.new_blocks:
                 self._append_blocks(row.slot, row.new_blocks)
-        slots, lengths, samples = named.arrays
-        counts = self._counts.take(slots, axis=1)
-        chunks = Chunks(slots, counts[0], lengths, samples, named.decodes)
-        self._check_chunks(chunks, counts)
-        return chunks
+        if not named.fits:
+            self._check_chunks(named)
+        return named.chunks
 
     def advance(self, chunks: Chunks, ids: Int32s) -> None:
         """Record that the chunks are computed and `ids` were sampled for those that sample."""
-        if chunks.decodes:
-            self.tokens[chunks.slots, chunks.starts + 1] = ids
-            self._counts[:2, chunks.slots] += 1
+        named = self._named
+        if named and named.fits and named.chunks is chunks:
+            slots, starts = chunks.slots, chunks.starts
+            starts += 1
+            self.tokens[slots, starts] = ids
+            self.num_computed[slots] = starts
+            self.num_tokens[slots] = starts + 1
+            named.fits -= 1
             return
+        self._named = None
         self.num_computed[chunks.slots] += chunks.lengths
         slots = chunks.slots[chunks.samples]
         self.tokens[slots, self.num_tokens[slots]] = ids
@@ -210,16 +217,17 @@ class Rows:
         last = self._named
         if last and (last.slots, last.lengths, last.samples) == (slots, lengths, samples):
             return last
-        arrays = (
-            np.array(slots, np.int64),
-            np.array(lengths, np.int64),
-            np.array(samples, np.bool_),
-        )
-        self._check_slots(arrays[0])
         total = sum(lengths)
         self._require(total <= self.max_tokens, f"computes {total} tokens, over {self.max_tokens}")
-        decodes = lengths == [1] * len(rows) and all(samples)
-        self._named = _Named(slots, lengths, samples, arrays, decodes)
+        chunks = Chunks(
+            slots=np.array(slots, np.int64),
+            starts=np.empty(0, np.int64),
+            lengths=np.array(lengths, np.int64),
+            samples=np.array(samples, np.bool_),
+            decodes=lengths == [1] * len(rows) and all(samples),
+        )
+        self._check_slots(chunks.slots)
+        self._named = _Named(slots, lengths, samples, chunks)
         return self._named
 
     def _check_slots(self, slots: Int64s) -> None:
@@ -229,15 +237,20 @@ class Rows:
         self._require(inside and bool(self.occupied[slots].all()), "names a slot that no row holds")
         self._require(int(np.bincount(slots).max()) == 1, "names a slot twice")
 
-    def _check_chunks(self, chunks: Chunks, counts: Int64s) -> None:
-        """Refuse what would read or write outside a row: numpy and kernels would not notice.
+    def _check_chunks(self, named: _Named) -> None:
+        """Say where the chunks start, and for how many steps this is settled.
 
-        Args:
-            counts: `_counts` of the rows.
+        Refuses what would read or write outside a row: numpy and kernels would not notice.
         """
-        starts, tokens, room = counts
-        if chunks.decodes and ((starts == tokens - 1) & (tokens <= room)).all():
-            return  # a row has a token: nothing overflows
+        old = named.chunks
+        starts, tokens, room = self._counts.take(old.slots, axis=1)
+        chunks = Chunks(old.slots, starts, old.lengths, old.samples, old.decodes)
+        named.chunks = chunks
+        if chunks.decodes and chunks.slots.size and (starts + 1 == tokens).all():
+            # A row has a token: nothing overflows.
+            named.fits = max(0, int((room - tokens).min()) + 1)
+            if named.fits:
+                return
         ends = starts + chunks.lengths
         fits = (
             (starts >= 0)
