@@ -34,6 +34,7 @@ KERNELS: dict[str, tuple[tuple[Any, str], ...]] = {
 OTHERS: dict[str, tuple[tuple[Any, str], ...]] = {
     "tensors from the plan": ((Rows, "apply"), (batch.Batches, "build")),
     "arguments of the kernels": (
+        (Decoder, "next_ids"),
         (Decoder, "forward"),
         (Decoder, "logits"),
         (Decoder, "likeliest"),

@@ -112,6 +112,7 @@ class NativeDecoder:
         comm: SharedComm | None = None,
     ) -> None:
         self._borrowed = (weights, shape, kv_caches, comm)
+        self._backend = backend
         embed = packed_matrix(weights.embed)
         self._dtype = weights.norm.dtype
         self._hidden = embed.in_features
@@ -136,6 +137,8 @@ class NativeDecoder:
         # Of the call before: the same tensors again are where they were.
         self._given: tuple[object, ...] = (None,)
         self._forward: Callable[[int], None]
+        self._given_to_choose: tuple[object, ...] = (None,)
+        self._choose: Callable[[], None]
         for layer, caches, window in zip(weights.layers, kv_caches, shape.windows, strict=True):
             self._add(layer, caches, shape, window)
 
@@ -162,16 +165,65 @@ class NativeDecoder:
         """
         wanted = (ids if hidden_rows is None else hidden_rows).shape[0]
         out = torch.empty(wanted, self._hidden, dtype=self._dtype)
-        if not ids.shape[0]:
-            return out
+        if ids.shape[0]:
+            self._prepare(ids, rotation, batch, hidden_rows)
+            self._forward(out.data_ptr())
+        return out
+
+    def next_ids(
+        self,
+        ids: Tensor,
+        rotation: Rotation | None,
+        batch: AttentionBatch,
+        head: LinearWeight,
+        sampleable: int,
+        out: Tensor,
+    ) -> None:
+        """Write the likeliest id after each token: what `forward` and the operation give.
+
+        Nothing is asked of tensors that were in the call before: their shapes stay as they are.
+
+        Args:
+            ids: (T,) int32, T > 0. `rotation`, `batch`: as in `forward`.
+            head: packed; ids below `sampleable` count, as in `CpuOperations.likeliest`.
+            out: (T,) int32.
+        """
+        self._prepare(ids, rotation, batch, None)
+        given = (ids, head, out)
+        if not all(map(is_, given, self._given_to_choose)):
+            packed, tokens = packed_matrix(head), ids.shape[0]
+            fits = packed.in_features == self._hidden and packed.dtype == CODES[self._dtype]
+            if not fits or out.shape != (tokens,) or not 0 < sampleable <= packed.out_features:
+                raise ValueError(f"{tuple(out.shape)} ids below {sampleable} of {packed!r}")
+            self._states = torch.empty(tokens, self._hidden, dtype=self._dtype)
+            self._states_address = self._states.data_ptr()
+            self._choose = partial(
+                self._backend.likeliest,
+                self._states_address,
+                self._hidden,
+                packed,
+                array(out, "out", torch.int32),
+                tokens,
+                sampleable,
+            )
+            self._given_to_choose = given
+        self._forward(self._states_address)
+        self._choose()
+
+    def _prepare(
+        self,
+        ids: Tensor,
+        rotation: Rotation | None,
+        batch: AttentionBatch,
+        hidden_rows: Tensor | None,
+    ) -> None:
+        """Make `_forward` what computes a step; it takes the address that is written to."""
         given: tuple[object, ...] = (ids, batch, hidden_rows)
         if rotation is not None:
             given += (rotation.rows, rotation.cos_sin, rotation.q_scale)
         if not all(map(is_, given, self._given)):
             self._forward = _call(self._native, ids, rotation, batch, hidden_rows)
             self._given = given
-        self._forward(out.data_ptr())
-        return out
 
     def _add(self, layer: Layer, caches: tuple[Tensor, Tensor], shape: Shape, window: int) -> None:
         matrices = [packed_matrix(m) for m in (layer.qkv, layer.o, layer.gate_up, layer.down)]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtactors.kernels import AttentionBatch, Operations
+from mtactors.kernels import AttentionBatch, LinearWeight, Operations
 from mtactors.kernels.shared import SharedComm
 from mtactors.layers.attention import Attention, KvPair
 from mtactors.layers.comm import Comm
@@ -45,6 +45,17 @@ class _WholePass(Protocol):
         hidden_rows: Tensor | None = None,
     ) -> Tensor:
         """Compute what `Decoder.forward` does, to the bit."""
+
+    def next_ids(
+        self,
+        ids: Tensor,
+        rotation: Rotation | None,
+        batch: AttentionBatch,
+        head: LinearWeight,
+        sampleable: int,
+        out: Tensor,
+    ) -> None:
+        """Compute what `Decoder.next_ids` does."""
 
 
 @runtime_checkable
@@ -157,6 +168,32 @@ class Decoder:
             x, residual = layer.post_norm.add(layer.attention(x, rotation, batch, cache), residual)
             x, residual = next_norm.add(layer.mlp(x), residual)
         return x if wanted is None else x[wanted]
+
+    def in_one_go(self, kv_caches: Sequence[KvPair]) -> bool:
+        """Return whether `next_ids` can be called: one rank, these caches bound."""
+        bound = self._whole is not None and kv_caches is self._bound
+        return bound and self._comm.world_size == 1 and self._head.chooses
+
+    def next_ids(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        alphas: npt.NDArray[np.float64] | None,
+        out: Tensor,
+    ) -> None:
+        """Write the likeliest id after each token to `out`: `likeliest` of `forward`.
+
+        The quickest step there is where all tensors are those of the step before, in place: they
+        are not looked at again. Keys and values go to the caches that are bound.
+
+        Args:
+            ids: (T,) int32, T > 0. `positions`, `batch`, `alphas`: as in `forward`.
+            out: (T,) int32.
+        """
+        assert self._whole is not None, "in_one_go() says whether it can be called"
+        rotation = self._rotary.rotation(positions, alphas)
+        self._whole.next_ids(ids, rotation, batch, self.weights.head, self._sampleable, out)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of rows of `forward`'s result: (R, H) -> (R, vocab_rows) float32."""

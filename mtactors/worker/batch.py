@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtactors.kernels import AttentionBatch
-from mtactors.worker.rows import Chunks, Int64s, Rows
+from mtactors.worker.rows import Chunks, Int32s, Int64s, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class Batch:
 
     `ids`, `positions`: (T,) int32. `last_tokens`: (S,) on the host, index of each row's last
     token. `alphas`: (T,) float64 on the host, rope alpha per token; None when all are 1.
+    `following`: where the id after each token may be written, and the same as an array; only of
+    steps that decode on a CPU.
     """
 
     ids: Tensor
@@ -30,6 +32,7 @@ class Batch:
     attention: AttentionBatch
     last_tokens: Int64s
     alphas: npt.NDArray[np.float64] | None
+    following: tuple[Tensor, Int32s] | None = None
 
 
 class Batches:
@@ -64,6 +67,7 @@ class _Decoding:
         self._rows = rows
         self._blocks_given = -1
         self._ids = np.empty(count, np.int32)
+        following = np.empty(count, np.int32)
         self._positions = np.empty((2, count), np.int32)  # and one more, the lengths
         self._tables = np.empty((count, rows.block_tables.shape[1]), np.int32)
         self._slot_mapping = np.empty(count, np.int64)
@@ -78,6 +82,7 @@ class _Decoding:
             ),
             last_tokens=np.arange(count),
             alphas=None if (alphas == 1.0).all() else alphas,
+            following=(torch.from_numpy(following), following),
         )
 
     def at(self, positions: Int64s) -> Batch:

@@ -55,6 +55,7 @@ class Runner:
         self._device = decoder.device
         self._on_cpu = decoder.device.type == "cpu"
         self._chooses = decoder.chooses and not digests
+        self._in_one_go = decoder.in_one_go(cache.layers) and not digests
         self._batches = Batches(rows, decoder.device)
         # As many as one step of prompts can take.
         self._warm_blocks = WarmBlocks(cache.tensors, -(-rows.max_tokens // rows.block_size))
@@ -119,6 +120,13 @@ class Runner:
         """Compute the chunks; return an id per row, logprobs, prompt logprobs and digests."""
         batch = self._batches.build(chunks)
         if chunks.decodes:  # and so has all of its prompt behind it
+            if self._in_one_go and batch.following and self._sampler.greedy(chunks.slots):
+                out, chosen = batch.following
+                self._decoder.next_ids(
+                    batch.ids, batch.positions, batch.attention, batch.alphas, out
+                )
+                self._rows.advance(chunks, chosen)
+                return chosen.tolist(), [], [], b""
             hidden = self._forward(batch)
             chosen, logprobs, digests = self._sample(
                 batch.last_tokens, chunks.slots, hidden, meanwhile

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtactors.checkpoint.loader import load_decoder
 from mtactors.families import load_spec
-from mtactors.kernels import native
+from mtactors.kernels import AttentionBatch, native
 from mtactors.models.decoder import Decoder
 from tests.paged_decoder import PagedDecoder, Row
 from tests.tiny_models import make_tiny_model
@@ -65,6 +65,42 @@ def test_one_call_gives_the_bits_of_the_layers(
     by_layers = mixed_run(PagedDecoder(decoder))
     in_one_call = mixed_run(bound(decoder))
     assert torch.equal(by_layers, in_one_call)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_next_ids_are_the_likeliest_of_a_pass(family: str, tmp_path: Path) -> None:
+    directory = make_tiny_model(tmp_path, family, **FAMILIES[family])
+    decoder = load(directory, torch.bfloat16, native.info().isa)
+    paged = bound(decoder)
+    assert decoder.in_one_go(paged.caches)
+    assert not decoder.in_one_go(list(paged.caches))
+    blocks = torch.tensor([[5], [9], [2]], dtype=torch.int32)
+    batch = AttentionBatch(
+        query_start=torch.arange(4, dtype=torch.int32),
+        seq_lens=torch.ones(3, dtype=torch.int32),
+        block_tables=blocks,
+        slot_mapping=blocks.flatten().long() * paged.block_size,
+    )
+    ids = torch.tensor([3, 40, 77], dtype=torch.int32)
+    positions = torch.zeros(3, dtype=torch.int32)
+    out = torch.full((3,), -1, dtype=torch.int32)
+    for _ in range(paged.block_size):  # the same tensors, other contents
+        decoder.next_ids(ids, positions, batch, None, out)
+        hidden = decoder.forward(ids, positions, batch, paged.caches)
+        assert torch.equal(out, decoder.likeliest(hidden))
+        ids.copy_(out)
+        for numbers in (positions, batch.seq_lens, batch.slot_mapping):
+            numbers += 1
+
+
+def test_next_ids_need_room_of_the_right_size(tmp_path: Path) -> None:
+    decoder = load(make_tiny_model(tmp_path, "llama"), torch.float32, native.info().isa)
+    bound(decoder)
+    ids, one = torch.zeros(2, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    batch = AttentionBatch(torch.arange(3).int(), ids + 1, ids.view(2, 1), torch.arange(2))
+    for out in (one, ids.long()):
+        with pytest.raises(ValueError, match=r"ids below|contiguous"):
+            decoder.next_ids(ids, ids, batch, None, out)
 
 
 @pytest.fixture(scope="module")
