@@ -130,24 +130,29 @@ inline void multiply_rows(const bf16* a, int64_t lda, const bf16* b, int k, Sums
 
 #if defined(__AVX2__)
 
-// Two k of MR rows times the columns in a vector of pairs.
+// Two k of MR rows times the columns of two vectors of pairs. A row's x serves both at once: kept
+// for later, they would not fit into the registers beside the sums.
 template <int MR>
-MT_INLINE void add_pair(const float* a, int64_t lda, vi pairs, vf* acc) {
-  const vf even = vfloat(vishl<16>(pairs));
-  const vf odd = vfloat(viand(pairs, viset(static_cast<int32_t>(0xffff0000u))));
+MT_INLINE void add_pairs(const float* a, int64_t lda, const vi* pairs, vf* first, vf* second) {
+  const vi upper_half = viset(static_cast<int32_t>(0xffff0000u));
+  const vf even0 = vfloat(vishl<16>(pairs[0])), odd0 = vfloat(viand(pairs[0], upper_half));
+  const vf even1 = vfloat(vishl<16>(pairs[1])), odd1 = vfloat(viand(pairs[1], upper_half));
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
-    acc[r] = vfma(vset(a[r * lda + 1]), odd, vfma(vset(a[r * lda]), even, acc[r]));
+    const vf x0 = vset(a[r * lda]), x1 = vset(a[r * lda + 1]);
+    first[r] = vfma(x1, odd0, vfma(x0, even0, first[r]));
+    second[r] = vfma(x1, odd1, vfma(x0, even1, second[r]));
   }
 }
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 template <int MR>
-MT_INLINE void add_pair(const bf16* a, int64_t lda, vi pairs, vf* acc) {
+MT_INLINE void add_pairs(const bf16* a, int64_t lda, const vi* pairs, vf* first, vf* second) {
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
-    uint32_t pair;
-    memcpy(&pair, a + r * lda, 4);
-    acc[r] = vdot_pairs(pair, pairs, acc[r]);
+    uint32_t x;
+    memcpy(&x, a + r * lda, 4);
+    first[r] = vdot_pairs(x, pairs[0], first[r]);
+    second[r] = vdot_pairs(x, pairs[1], second[r]);
   }
 }
 #endif
@@ -161,10 +166,7 @@ inline void multiply_part(const A* a, int64_t lda, CompactPieces panel, int part
   for (int r = 0; r < MR; ++r) first[r] = second[r] = vzero();
   const int offset = part * int(sizeof(Bytes));
   const auto add_lines = [&](const vi* lines) {
-    for (int i = 0; i < 2; ++i, a += 2) {
-      add_pair<MR>(a, lda, lines[2 * i], first);
-      add_pair<MR>(a, lda, lines[2 * i + 1], second);
-    }
+    for (int i = 0; i < 2; ++i, a += 2) add_pairs<MR>(a, lda, lines + 2 * i, first, second);
   };
   for (int step = 0; step < panel.steps(); ++step) {
     const char* later = panel.ahead(step, next);

@@ -109,7 +109,7 @@ class PlainPanel {
 #if defined(__AVX2__)
 
 // Steps between what is expanded and what is fetched meanwhile.
-constexpr int kStepsAhead = 6;
+constexpr int kStepsAhead = 16;
 
 class CompactPieces : public CompactPanel {
  public:
