@@ -234,6 +234,9 @@ class PackedMatrix:
     @property
     def address(self) -> int: ...
     @property
+    def held(self) -> int:
+        """Return how it is held, as `Held` in cpu/ops.h numbers the ways."""
+    @property
     def nbytes(self) -> int: ...
 
 class SharedGroup:

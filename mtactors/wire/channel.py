@@ -136,7 +136,7 @@ class FrontChannel:
             if self._socket.closed:  # by on_message
                 return
             # Asked, because an exception each time that nothing is there costs more.
-            if not self._socket.getsockopt(zmq.EVENTS) & _READABLE:
+            if not cast(int, self._socket.getsockopt(zmq.EVENTS)) & _READABLE:
                 return
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtactors.kernels import reference
+from mtactors.kernels.addresses import packed_matrix
 from mtactors.kernels.native import CpuOperations
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -143,7 +144,7 @@ def test_weights_are_held_in_fewer_bits_without_losing_one(
     matrices = [numbers, rare, torch.zeros(n, k).to(dtype)]
     ids = torch.arange(n, dtype=torch.int32)
     for matrix in matrices:
-        weight = ops.pack_linear(matrix)
+        weight = packed_matrix(ops.pack_linear(matrix))
         if ops.isa != "portable":
             assert weight.held == COMPACT
             assert weight.nbytes < 0.83 * matrix.bfloat16().nbytes * (-(-n // 32) * 32 / n)
@@ -153,14 +154,14 @@ def test_weights_are_held_in_fewer_bits_without_losing_one(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_need_all_their_bits_keep_them(ops: CpuOperations, dtype: torch.dtype) -> None:
     wild = with_many_exponents(rand(70, 576)).bfloat16().to(dtype)
-    weight = ops.pack_linear(wild)
+    weight = packed_matrix(ops.pack_linear(wild))
     portable = ops.isa == "portable"
     assert weight.held == (AS_BF16 if dtype is torch.float32 and not portable else AS_GIVEN)
     ids = torch.arange(70, dtype=torch.int32)
     assert torch.equal(ops.embedding(ids, weight), wild)
     full = rand(70, 576).to(dtype)
     if dtype is torch.float32:
-        assert ops.pack_linear(full).held == AS_GIVEN
+        assert packed_matrix(ops.pack_linear(full)).held == AS_GIVEN
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -172,7 +173,8 @@ def test_products_do_not_depend_on_how_weights_are_held(
     # the same weights be held otherwise and must not change theirs.
     matrix = with_rare_weights(rand(64, k, seed=1).bfloat16().to(dtype), TINY)
     beside = torch.cat((matrix, with_many_exponents(rand(32, k)).bfloat16().to(dtype)))
-    weight, other = ops.pack_linear(matrix), ops.pack_linear(beside)
+    weight = packed_matrix(ops.pack_linear(matrix))
+    other = packed_matrix(ops.pack_linear(beside))
     assert (weight.held != other.held) == (ops.isa != "portable")
     x = rand(128, k).to(dtype)
     for rows in (1, 3, 8, 16, 17, 32, 45, 128):
