@@ -69,7 +69,7 @@ class _Decoding:
         self._ids = np.empty(count, np.int32)
         following = np.empty(count, np.int32)
         self._positions = np.empty((2, count), np.int32)  # and one more, the lengths
-        self._tables = np.empty((count, rows.block_tables.shape[1]), np.int32)
+        self._tables = np.full((count, rows.block_tables.shape[1]), -1, np.int32)
         self._slot_mapping = np.empty(count, np.int64)
         self._batch = Batch(
             ids=torch.from_numpy(self._ids),
@@ -89,7 +89,8 @@ class _Decoding:
         """Return the batch that computes a position of each row."""
         slots, rows = self.slots, self._rows
         if self._blocks_given != rows.blocks_given:
-            rows.block_tables.take(slots, axis=0, out=self._tables, mode="clip")
+            widest = rows.most_blocks(slots)
+            self._tables[:, :widest] = rows.block_tables[slots, :widest]
             self._blocks_given = rows.blocks_given
         blocks, offsets = np.divmod(positions, rows.block_size)
         np.multiply(rows.block_tables[slots, blocks], rows.block_size, out=self._slot_mapping)

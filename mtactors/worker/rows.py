@@ -157,6 +157,10 @@ class Rows:
                 f"copies {tokens} tokens from block {source} to block {target}",
             )
 
+    def most_blocks(self, slots: Int64s) -> int:
+        """Return how many blocks the row with most of them holds."""
+        return int(self._room[slots].max()) // self.block_size
+
     def prompt(self, slot: int) -> Int32s:
         """Return the prompt's ids of the row in a slot."""
         prompt: Int32s = self.tokens[slot, : self.prompt_len[slot]]

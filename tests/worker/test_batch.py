@@ -112,3 +112,5 @@ def test_steps_that_decode_share_tensors_and_say_what_others_would() -> None:
     assert seen[1] is seen[2] is seen[3]
     assert seen[3] is not seen[4]
     assert seen[6] is seen[7]
+    # A row may hold blocks that it does not need yet.
+    assert seen[8].attention.block_tables.tolist() == [[7, 3, 5, -1]]
