@@ -1,7 +1,7 @@
 // Causal attention over a paged cache, for prefill chunks and decode rows alike.
 //
-// An item is up to 32 query rows of one sequence and one kv head; its keys are copied, transposed,
-// into a tile that all its rows share. In builds with AVX-512-BF16, bf16 is multiplied in pairs and
+// An item is some query rows of one sequence and one kv head; its keys are copied, transposed, into
+// a tile that all its rows share. In builds with AVX-512-BF16, bf16 is multiplied in pairs and
 // P is rounded to bf16; everywhere else K, V and P are float32. attention.h has the softmax.
 
 #include "attention.h"
@@ -14,6 +14,7 @@
 #if defined(__AMX_BF16__)
 #include "attention_amx.h"
 #include "attention_few.h"
+#include "attention_many.h"
 #endif
 
 namespace mt {
@@ -117,6 +118,9 @@ struct Layout<bf16, uint32_t> {
 };
 #endif
 
+// Query rows of an item, but for bf16 with AMX.
+constexpr int kItemRows = 32;
+
 template <typename T, typename U>
 struct Attention {
   typedef Layout<T, U> L;
@@ -153,11 +157,11 @@ struct Attention {
   void run(Fetch& fetch) {
     load_queries();
     const int rows = view.item.rows, end = view.keys_end();
-    const int begin_tile = view.lowest(0) / kKeys * kKeys;
+    const int begin_tile = view.begin_tile();
     memset(out, 0, size_t(rows) * size_t(depth) * 4);
     for (int tile = begin_tile; tile < end; tile += kKeys) {
       const int valid = imin(kKeys, end - tile);
-      fetch.begin(tile);
+      fetch.begin(tile, kKeys);
       load_keys(tile, valid, fetch);
       memset(scores, 0, size_t(rows) * kKeys * 4);
       product_all(rows, ceil_div(valid, 16) * 16, units, queries, units, keys, kKeys, scores,
@@ -287,7 +291,7 @@ inline void attend(const mt_attention& op, const Item& item, const Item* after, 
     }
     TileConfig config;
     config.set(16, 16);
-    AmxAttention(view).run(fetch);
+    AmxManyRows(view).run(fetch);
 #elif defined(__AVX512BF16__)
     Attention<bf16, uint32_t>(view).run(fetch);
 #else
@@ -296,15 +300,24 @@ inline void attend(const mt_attention& op, const Item& item, const Item* after, 
   }
 }
 
+// Query rows of an item.
+inline int item_rows(const mt_attention& op) {
+#if defined(__AMX_BF16__)
+  if (op.dtype == MT_BF16) return many_rows(op);
+#endif
+  (void)op;
+  return kItemRows;
+}
+
 // Items in the order of the batch; returns how many.
 inline int list_items(const mt_attention& op, Item* items) {
-  const int group = op.q_heads / op.kv_heads;
+  const int group = op.q_heads / op.kv_heads, most = item_rows(op);
   int count = 0;
   for (int s = 0; s < op.sequences; ++s) {
     const int queries = op.query_start[s + 1] - op.query_start[s];
     const int rows = queries * group;
-    for (int row = 0; row < rows; row += kItemRows) {
-      const int n = imin(kItemRows, rows - row);
+    for (int row = 0; row < rows; row += most) {
+      const int n = imin(most, rows - row);
       const int last = op.seq_lens[s] - queries + (row + n - 1) / group;
       const int lowest = op.seq_lens[s] - queries + row / group - op.window + 1;
       const int first = op.window > 0 ? imax(0, lowest) : 0;

@@ -1,10 +1,11 @@
-// What the two attention kernels share: the division of a call into items, and the tile of keys.
+// What the attention kernels share: the division of a call into items, and the tile of keys.
 //
 // Keys are taken in tiles of kKeys absolute positions, in ascending order, with an online softmax:
 //   m' = max(m, max of the tile), c = exp(m - m'), p = exp(s - m'), l' = l c + sum p,
 //   o' = o c + sum p v, and out = o / l at the end.
-// A masked key has p = 0 exactly, so a tile of which a row sees nothing leaves the row's bits alone
-// and the items may be cut anywhere: a row has the same bits in a prefill chunk and in a decode row.
+// bf16 with AMX raises m more seldom (attention_amx.h). A masked key has p = 0 exactly, so a tile of
+// which a row sees nothing leaves the row's bits alone and the items may be cut anywhere: a row has
+// the same bits in a prefill chunk and in a decode row.
 
 #ifndef MTACTORS_KERNELS_CPU_ATTENTION_H
 #define MTACTORS_KERNELS_CPU_ATTENTION_H
@@ -17,8 +18,6 @@ namespace MT_ISA {
 namespace {
 
 constexpr int kKeys = 64;
-// Query rows of an item: rows are (token, head of the group), token major.
-constexpr int kItemRows = 32;
 // Less than any score; exp(kMasked - kNothing) is 0 and exp(kNothing - kNothing) is 1.
 constexpr float kMasked = -3.0e38f;
 constexpr float kNothing = -1.0e30f;
@@ -56,7 +55,7 @@ struct View {
   // Bytes of one key, and elements from one key to the next.
   int64_t key_bytes() const { return int64_t{op->head_dim} * element_size(op->dtype); }
   int64_t key_stride() const { return int64_t{op->kv_heads} * op->head_dim; }
-  int begin_tile() const { return lowest(0) / kKeys * kKeys; }
+  int begin_tile(int row = 0) const { return lowest(row) / kKeys * kKeys; }
 };
 
 // Asks for K and V little by little while an item is computed: a burst would wait for the few misses
@@ -84,21 +83,21 @@ class Fetch {
                             item.item.tiles * kKeys);
   }
 
-  // Before each tile.
-  MT_INLINE void begin(int tile) {
+  // Before `keys` keys, whole tiles, from position `at`.
+  MT_INLINE void begin(int at, int keys) {
     if (own_) {
       view_ = &item_;
-      walk(tile + kKeys, imin(tile + 2 * kKeys, item_.keys_end()), 0);
-    } else if (first_ && tile == item_.begin_tile()) {
+      walk(at + keys, imin(at + 2 * keys, item_.keys_end()), 0);
+    } else if (first_ && at == item_.begin_tile()) {
       view_ = &item_;
-      walk(tile + kKeys, item_.keys_end(), ceil_div(static_cast<int>(row_bytes_), 64));
+      walk(at + keys, item_.keys_end(), ceil_div(static_cast<int>(row_bytes_), 64));
     } else if (next_ != nullptr && view_ != next_) {
       view_ = next_;
       walk(share_begin_, share_end_, share_lines_);
     }
   }
 
-  // As many steps; four calls of 8 and 32 of 1 or more are a tile.
+  // As many steps, of which a tile of keys has kKeys.
   MT_INLINE void operator()(int steps) {
     if (position_ >= end_) return;
     if (lines_ == 0) {

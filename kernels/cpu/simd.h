@@ -306,18 +306,6 @@ MT_INLINE float vmaximum(vf a) {
 
 #if defined(__AVX512F__)
 
-// 2^x to about 2e-7 relative; 0 below -150. 2^0 is exactly 1.
-MT_INLINE vf vexp2(vf x) {
-  const vf n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const vf r = x - n;
-  vf p = vfma(vset(1.3333558146e-3f), r, vset(9.6181291076e-3f));
-  p = vfma(p, r, vset(5.5504108665e-2f));
-  p = vfma(p, r, vset(2.4022650696e-1f));
-  p = vfma(p, r, vset(6.9314718056e-1f));
-  p = vfma(p, r, vset(1.0f));
-  return _mm512_scalef_ps(p, n);
-}
-
 // exp(x) to about 1e-7 relative; 0 below -104, finite above 88. exp(0) is exactly 1.
 MT_INLINE vf vexp(vf x) {
   const vf c = vmax(vmin(x, vset(88.3f)), vset(-104.0f));

@@ -148,6 +148,30 @@ def test_prefill_chunks_and_decode_give_the_same_bits(
             assert torch.equal(part, whole[start + first : start + first + length])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_scores_that_grow_from_tile_to_tile(ops: CpuOperations, dtype: torch.dtype) -> None:
+    # A score grows by one with each key: by more than an exponential in float32 holds.
+    case = make_case(9, 3, 64, 64, dtype)
+    length = LENGTHS[4]
+    direction = torch.ones(64) / 8
+    growing = torch.arange(length).view(-1, 1, 1) * direction
+    keys = case.k_cache.clone()
+    table = case.batch.block_tables[4].long()
+    blocks = keys[table[: -(-length // 64)]].view(-1, 3, 64)
+    blocks[:length] = growing.to(dtype)
+    keys[table[: -(-length // 64)]] = blocks.view(-1, 64, 3, 64)
+    q = (case.q + 8 * direction).to(dtype)
+    whole = Case(keys, case.v_cache, case.batch, q).alone(4, 0, length)
+    ops.set_threads(2)
+    actual = whole.run(ops)
+    expected = TRUTH.paged_attention(whole.q, whole.k_cache, whole.v_cache, whole.batch, 64**-0.5)
+    # Products of up to 2400 in float32 are not exact, and their errors are in the exponent.
+    tolerance = max(TOLERANCE[dtype], 5e-4)
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
+    for row in (0, 63, 64, 200, length - 1):
+        assert torch.equal(whole.alone(0, row, 1).run(ops), actual[row : row + 1])
+
+
 def test_a_block_size_that_no_tile_fits_is_refused(ops: CpuOperations) -> None:
     case = make_case(2, 1, 32, 16, torch.float32)
     odd = torch.zeros(4, 24, 1, 32)
