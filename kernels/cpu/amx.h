@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "compact.h"
+#include "panel.h"
 #include "simd.h"
 
 namespace mt {
@@ -116,23 +117,27 @@ inline void amx_two_by_one(const bf16* a, int64_t lda, int second, const char* b
 
 // Few rows (R groups of up to 16) times S panels, at the speed of memory; R * S is at most 2. Tile
 // loads that miss the first cache keep fewer misses under way than plain loads do (28 GB/s instead
-// of 35 on two cores), so a step is expanded to where it stays near, two steps before its turn, and
-// fetched kStreamAhead before that.
-// `next`: the first step of the panels that follow. `ring`: S * kRing steps.
+// of 35 on two cores), so a step is expanded to where it stays near, two steps before its turn.
+// `coming`: what to fetch meanwhile, for each of the panels. `ring`: S * kRing steps.
 constexpr int kRing = 4;
-constexpr int kStreamAhead = 8;
 
 template <int R, int S, typename Panel, typename F>
-inline void amx_stream(const bf16* a, int64_t lda, Panel* panel, const char* const* next, int steps,
+inline void amx_stream(const bf16* a, int64_t lda, Panel* panel, const Coming* coming, int steps,
                        float* const* out, char* ring, F meanwhile) {
   const auto expand = [&](int i) {
 #pragma GCC unroll 2
     for (int s = 0; s < S; ++s) {
-      const int later = i + kStreamAhead;
-      const char* ahead =
-          later < steps ? panel[s].at(later) : next[s] + int64_t{later - steps} * Panel::kBytes;
-      panel[s].expand(i, ring + (i % kRing * S + s) * kStepBytes,
-                      [ahead](int line) { __builtin_prefetch(ahead + line, 0, 2); });
+      char* to = ring + (i % kRing * S + s) * kStepBytes;
+      const Coming later = coming[s];
+      if (later.own(i)) {
+        const char* own = panel[s].at(i + kStepsAhead);
+        panel[s].expand(i, to, [=](int line) MT_INLINE_LAMBDA {
+          prefetch(own + line);
+          later.fetch(i, line);
+        });
+      } else {
+        panel[s].expand(i, to, [=](int line) MT_INLINE_LAMBDA { later.fetch(i, line); });
+      }
     }
   };
   const char* a0 = reinterpret_cast<const char*>(a);

@@ -154,7 +154,7 @@ class CompactPanel {
   template <typename F>
   MT_INLINE void expand(int step, char* to, F fetch) {
     const char* from = at(step);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kBytes; i += 192) {
       expand_group(from + i, upper_, to + i / 192 * 256);
       fetch(i);

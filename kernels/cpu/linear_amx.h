@@ -84,7 +84,8 @@ struct Pending {
 
 // At most kTileRows rows: a unit's panels pass by once.
 template <typename Panel>
-inline void run_few(const Job<bf16, Panel>& job, int row, int rows, int unit_begin, int unit_end) {
+inline void run_few(const Job<bf16, Panel>& job, int row, int rows, int unit_begin, int unit_end,
+                    bool goes_on) {
   const mt_linear& op = *job.op;
   Tile buffers[2];
   alignas(64) char ring[2 * kRing * kStepBytes];
@@ -102,18 +103,22 @@ inline void run_few(const Job<bf16, Panel>& job, int row, int rows, int unit_beg
     const char* gate = job.panel(p);
     const char* up = pair ? job.panel(p + job.units) : gate;
     Panel both[] = {Panel(gate, steps), Panel(up, steps)};
-    const char* next[] = {Panel::first_step(gate + job.bytes_per_panel),
-                          Panel::first_step(up + job.bytes_per_panel)};
+    const char* next = p + 1 < unit_end || goes_on ? job.panel(p + 1) : nullptr;
     if (!two && pair) {
-      amx_stream<1, 2>(a, job.lda, both, next, steps, out, ring, meanwhile);
+      const Coming coming = job.coming(gate, next, ring);
+      const char* next_up = Panel::first_step(job.panel(p + 1 + job.units));
+      const Coming each[] = {coming, coming.with(next_up)};
+      amx_stream<1, 2>(a, job.lda, both, each, steps, out, ring, meanwhile);
     } else if (!two) {
-      amx_stream<1, 1>(a, job.lda, both, next, steps, out, ring, meanwhile);
+      const Coming coming = job.coming(gate, next, ring);
+      amx_stream<1, 1>(a, job.lda, both, &coming, steps, out, ring, meanwhile);
     } else if (!pair) {
-      amx_stream<2, 1>(a, job.lda, both, next, steps, out, ring, meanwhile);
+      const Coming coming = job.coming(gate, next, ring);
+      amx_stream<2, 1>(a, job.lda, both, &coming, steps, out, ring, meanwhile);
     } else {
-      const char* first_up = Panel::first_step(up);
-      amx_stream<2, 1>(a, job.lda, both, &first_up, steps, out, ring, meanwhile);
-      amx_stream<2, 1>(a, job.lda, both + 1, next, steps, out + 1, ring, meanwhile);
+      const Coming coming = job.coming(gate, up, ring), then = job.coming(up, next, ring);
+      amx_stream<2, 1>(a, job.lda, both, &coming, steps, out, ring, meanwhile);
+      amx_stream<2, 1>(a, job.lda, both + 1, &then, steps, out + 1, ring, meanwhile);
     }
     pending.finish_some(kTileRows);
     pending.set(&now, row, rows, p);
@@ -213,9 +218,9 @@ inline void run_many(const Job<bf16, Panel>& job, int row_begin, int row_end, in
 // In the place of the generic way of linear_job.h.
 template <typename Panel>
 inline void run_chunk(const Job<bf16, Panel>& job, int row_begin, int row_end, int unit_begin,
-                      int unit_end) {
+                      int unit_end, bool goes_on) {
   if (row_end - row_begin <= kTileRows) {
-    run_few(job, row_begin, row_end - row_begin, unit_begin, unit_end);
+    run_few(job, row_begin, row_end - row_begin, unit_begin, unit_end, goes_on);
   } else {
     run_many(job, row_begin, row_end, unit_begin, unit_end);
   }

@@ -112,7 +112,7 @@ template <typename T, typename Panel>
 struct Job;
 template <typename T, typename Panel>
 inline void run_chunk(const Job<T, Panel>& job, int row_begin, int row_end, int unit_begin,
-                      int unit_end);
+                      int unit_end, bool goes_on);
 
 // T: what is read and written. Panel: how the weights are held.
 template <typename T, typename Panel>
@@ -185,34 +185,52 @@ struct Job {
     const int row_end = imin(op->tokens, row_begin + rows_per_block);
     const int unit_begin = chunk / row_blocks * units_per_chunk;
     const int unit_end = imin(units, unit_begin + units_per_chunk);
-    run_chunk(*this, row_begin, row_end, unit_begin, unit_end);
+    const bool goes_on = row_blocks > 1 || !last_of_range(chunk, ceil_div(units, units_per_chunk));
+    run_chunk(*this, row_begin, row_end, unit_begin, unit_end, goes_on);
   }
 
-  void run(int row_begin, int row_end, int unit_begin, int unit_end) const {
+  void run(int row_begin, int row_end, int unit_begin, int unit_end, bool goes_on) const {
     if (row_end - row_begin <= kMaxRows) {
-      run_few(row_begin, row_end - row_begin, unit_begin, unit_end);
+      run_few(row_begin, row_end - row_begin, unit_begin, unit_end, goes_on);
     } else {
-      run_many(row_begin, row_end, unit_begin, unit_end);
+      run_many(row_begin, row_end, unit_begin, unit_end, goes_on);
     }
   }
 
   int parts() const { return op->fuse == MT_FUSE_SILU_MUL ? 2 : 1; }
 
+  // What to fetch while the panel at `start` passes by. `next`: the panel of this thread that comes
+  // after it, or null.
+  Coming coming(const char* start, const char* next, const char* anything) const {
+    static thread_local const char* fetched = nullptr;
+    if (bytes_per_panel > kMostAhead) next = nullptr;
+    const bool fresh = start != fetched;
+    fetched = next;
+    const char* first = next == nullptr ? nullptr : Panel::first_step(next);
+    return Coming(first, k / kKPad, Panel::kBytes, fresh, anything);
+  }
+  // The panel after part `part` of unit p; null after the last one.
+  const char* after(int p, int part, int unit_end, bool goes_on) const {
+    if (part + 1 < parts()) return panel(p + units);
+    return p + 1 < unit_end || goes_on ? panel(p + 1) : nullptr;
+  }
+
   // Each panel passes by all rows.
-  void run_few(int row, int rows, int unit_begin, int unit_end) const {
+  void run_few(int row, int rows, int unit_begin, int unit_end, bool goes_on) const {
     alignas(64) float sums[2][kMaxRows * kPanel];
     for (int p = unit_begin; p < unit_end; ++p) {
       for (int part = 0; part < parts(); ++part) {
         const char* start = panel(p + part * units);
+        const char* next = after(p, part, unit_end, goes_on);
         multiply_panel(rows, a + row * lda, lda, Panel(start, k / kKPad), k,
-                       start + bytes_per_panel, sums[part]);
+                       coming(start, next, start), sums[part]);
       }
       store(sums[0], sums[1], row, rows, p);
     }
   }
 
   // All rows pass by one piece of a panel after another.
-  void run_many(int row_begin, int row_end, int unit_begin, int unit_end) const {
+  void run_many(int row_begin, int row_end, int unit_begin, int unit_end, bool goes_on) const {
     constexpr From from = Panel::template direct<A>() ? From::kMemory : From::kBuffer;
     constexpr int kPieceK = kPieceSteps * kKPad, kSums = kMaxRows * kPanel;
     alignas(64) A buffer[from == From::kMemory ? 1 : kPieceK * kPanel];
@@ -223,10 +241,11 @@ struct Job {
     for (int p = unit_begin; p < unit_end; ++p) {
       for (int part = 0; part < parts(); ++part) {
         const char* start = panel(p + part * units);
+        const Coming later = coming(start, after(p, part, unit_end, goes_on), start);
         Panel weights(start, k / kKPad);
         for (int first = 0; first < k; first += piece_k) {
           const int count = imin(piece_k, k - first);
-          const A* b = weights.piece(first, count, start + bytes_per_panel, buffer);
+          const A* b = weights.piece(first, count, later, buffer);
           const bool last = part + 1 == parts() && first + count == k;
           for (int i = 0; i < tiles; ++i) {
             const int row = row_begin + rows * i / tiles, end = row_begin + rows * (i + 1) / tiles;
@@ -243,8 +262,8 @@ struct Job {
 
 template <typename T, typename Panel>
 inline void run_chunk(const Job<T, Panel>& job, int row_begin, int row_end, int unit_begin,
-                      int unit_end) {
-  job.run(row_begin, row_end, unit_begin, unit_end);
+                      int unit_end, bool goes_on) {
+  job.run(row_begin, row_end, unit_begin, unit_end, goes_on);
 }
 
 }  // namespace

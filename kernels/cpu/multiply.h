@@ -159,9 +159,9 @@ MT_INLINE void add_pairs(const bf16* a, int64_t lda, const vi* pairs, vf* first,
 
 // MR rows times one part of all lines of a compact panel, expanded in registers: the columns of W
 // pairs in the first of a pair's two lines, and those in the second.
-template <int MR, typename A>
-inline void multiply_part(const A* a, int64_t lda, CompactPieces panel, int part, const char* next,
-                          float* out) {
+template <int MR, typename A, typename F>
+inline void multiply_part(const A* a, int64_t lda, CompactPieces panel, int part, float* out,
+                          F fetch) {
   vf first[MR], second[MR];
   for (int r = 0; r < MR; ++r) first[r] = second[r] = vzero();
   const int offset = part * int(sizeof(Bytes));
@@ -169,18 +169,17 @@ inline void multiply_part(const A* a, int64_t lda, CompactPieces panel, int part
     for (int i = 0; i < 2; ++i, a += 2) add_pairs<MR>(a, lda, lines + 2 * i, first, second);
   };
   for (int step = 0; step < panel.steps(); ++step) {
-    const char* later = panel.ahead(step, next);
     if (panel.all_coded(step)) {
       const char* from = panel.at(step) + offset;
       for (int i = 0; i < kCompactStep; i += 192) {
         vi lines[4];
         expand_part(from + i, panel.upper(), lines);
-        for (int j = 0; j < 192; j += 64) prefetch(later + i + j);
+        for (int j = 0; j < 192; j += 64) fetch(step, i + j);
         add_lines(lines);
       }
     } else {
       alignas(64) char plain[kStepBytes];
-      panel.expand(step, plain, [later](int line) { prefetch(later + line); });
+      panel.expand(step, plain, [&](int line) MT_INLINE_LAMBDA { fetch(step, line); });
       for (int i = 0; i < kStepBytes; i += 256) {
         vi lines[4];
         for (int j = 0; j < 4; ++j) lines[j] = viload(plain + i + 64 * j + offset);
@@ -195,9 +194,15 @@ inline void multiply_part(const A* a, int64_t lda, CompactPieces panel, int part
 }
 
 template <int MR, typename A>
-inline void multiply_compact(const A* a, int64_t lda, const CompactPieces& panel, const char* next,
-                             float* out) {
-  for (int part = 0; part < kParts; ++part) multiply_part<MR>(a, lda, panel, part, next, out);
+inline void multiply_compact(const A* a, int64_t lda, const CompactPieces& panel,
+                             const Coming& coming, float* out) {
+  multiply_part<MR>(a, lda, panel, 0, out, [&](int step, int line) MT_INLINE_LAMBDA {
+    coming.fetch(step, line);
+    if (coming.own(step)) prefetch(panel.at(step + kStepsAhead) + line);
+  });
+  for (int part = 1; part < kParts; ++part) {
+    multiply_part<MR>(a, lda, panel, part, out, [](int, int) {});
+  }
 }
 
 #endif
@@ -239,16 +244,16 @@ inline void multiply_tile(int rows, const A* a, int64_t lda, const B* b, int k, 
 }
 template <typename A, typename B>
 inline void multiply_panel(int rows, const A* a, int64_t lda, PlainPanel<B> panel, int k,
-                           const char*, float* out) {
+                           const Coming&, float* out) {
   multiply_tile<From::kMemory>(rows, a, lda, reinterpret_cast<const B*>(panel.at(0)), k,
                                Sums::kNew, out);
 }
 #if defined(__AVX2__)
 template <typename A>
 inline void multiply_panel(int rows, const A* a, int64_t lda, const CompactPieces& panel, int,
-                           const char* next, float* out) {
+                           const Coming& coming, float* out) {
   with_rows(rows, [&](auto count) {
-    multiply_compact<decltype(count)::value>(a, lda, panel, next, out);
+    multiply_compact<decltype(count)::value>(a, lda, panel, coming, out);
   });
 }
 #endif

@@ -61,6 +61,44 @@ struct Same<X, X> {
   static constexpr bool value = true;
 };
 
+// What is fetched while a panel passes by: the one that comes next, from two places of it in turn,
+// which memory gives a tenth faster than lines one after another. And, where nobody has fetched the
+// panel itself, its own steps, kStepsAhead before their turn. Panels beyond kMostAhead bytes would
+// not stay in the second cache of every CPU until their turn.
+constexpr int kStepsAhead = 8;
+constexpr int64_t kMostAhead = 256 * 1024;
+
+class Coming {
+ public:
+  // The panel of `steps` steps of `step_bytes` whose first step is at `next`, or, if that is null,
+  // nothing: `anything` is some memory that is near.
+  Coming(const char* next, int steps, int step_bytes, bool fresh, const char* anything)
+      : from_(next == nullptr ? anything : next),
+        per_step_(next == nullptr ? 0 : step_bytes / 2),
+        half_(per_step_ * steps),
+        own_steps_(fresh ? steps - kStepsAhead : 0) {}
+
+  // The same for a second panel, whose follower's first step is at `next`, if there is one.
+  Coming with(const char* next) const {
+    Coming other = *this;
+    if (per_step_ != 0) other.from_ = next;
+    return other;
+  }
+
+  // For the line at `offset` of a step.
+  MT_INLINE void fetch(int step, int offset) const {
+    const int line = offset / 64;
+    prefetch(from_ + line % 2 * half_ + step * per_step_ + line / 2 * 64);
+  }
+  // Whether the step after kStepsAhead is to be fetched as well.
+  MT_INLINE bool own(int step) const { return step < own_steps_; }
+
+ private:
+  const char* from_;
+  int64_t per_step_, half_;
+  int own_steps_;
+};
+
 // A panel in the type of its weights.
 template <typename B>
 class PlainPanel {
@@ -79,11 +117,11 @@ class PlainPanel {
   MT_INLINE const char* at(int step) const { return data_ + int64_t{step} * kBytes; }
 
   // `count` k from `first` on, a multiple of kKPad.
-  MT_INLINE const B* piece(int first, int, const char*, B*) {
+  MT_INLINE const B* piece(int first, int, const Coming&, B*) {
     return reinterpret_cast<const B*>(at(first / kKPad));
   }
   template <typename P>
-  MT_INLINE const P* piece(int first, int count, const char*, P* buffer) {
+  MT_INLINE const P* piece(int first, int count, const Coming&, P* buffer) {
     widen_pairs(reinterpret_cast<const B*>(at(first / kKPad)), count, buffer);
     return buffer;
   }
@@ -108,9 +146,6 @@ class PlainPanel {
 
 #if defined(__AVX2__)
 
-// Steps between what is expanded and what is fetched meanwhile.
-constexpr int kStepsAhead = 16;
-
 class CompactPieces : public CompactPanel {
  public:
   typedef bf16 Element;
@@ -124,26 +159,19 @@ class CompactPieces : public CompactPanel {
 
   int steps() const { return steps_; }
 
-  // What to fetch while a step is used: a later one, or one of the panel that comes after this.
-  MT_INLINE const char* ahead(int step, const char* next) const {
-    const int later = step + kStepsAhead;
-    return later < steps_ ? at(later) : first_step(next) + int64_t{later - steps_} * kBytes;
-  }
-
   // Pieces ascend.
-  MT_INLINE const bf16* piece(int first, int count, const char* next, bf16* buffer) {
+  MT_INLINE const bf16* piece(int first, int count, const Coming& coming, bf16* buffer) {
     char* to = reinterpret_cast<char*>(buffer);
     for (int step = first / kKPad; count > 0; count -= kKPad, ++step, to += kStepBytes) {
-      const char* later = ahead(step, next);
-      expand(step, to, [later](int line) { prefetch(later + line); });
+      expand(step, to, [&](int line) MT_INLINE_LAMBDA { coming.fetch(step, line); });
     }
     return buffer;
   }
-  MT_INLINE const float* piece(int first, int count, const char* next, float* buffer) {
+  MT_INLINE const float* piece(int first, int count, const Coming& coming, float* buffer) {
     for (int k = 0; k < count; k += kKPad) {
       const int step = (first + k) / kKPad;
-      const char* later = ahead(step, next);
-      widen(step, buffer + k * kPanel, [later](int line) { prefetch(later + line); });
+      float* to = buffer + k * kPanel;
+      widen(step, to, [&](int line) MT_INLINE_LAMBDA { coming.fetch(step, line); });
     }
     return buffer;
   }

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <new>
@@ -96,6 +97,10 @@ struct Pool {
 // Never freed: its threads may outlive static destructors.
 std::atomic<Pool*> the_pool{nullptr};
 std::mutex pool_made;
+
+uint32_t range_begin(int range, int ranges, int chunks) {
+  return static_cast<uint32_t>(int64_t{chunks} * range / ranges);
+}
 
 void take(Pool* pool, uint32_t generation, Range* range) {
   for (;;) {
@@ -211,6 +216,13 @@ void set_threads(int count, bool pin) {
 
 int threads() { return pool()->threads; }
 
+bool last_of_range(int chunk, int chunks) {
+  const int count = std::min(pool()->threads, chunks);
+  // The first range that does not begin before the next chunk.
+  const int range = static_cast<int>((int64_t{chunk + 1} * count + chunks - 1) / chunks);
+  return range_begin(range, count, chunks) == static_cast<uint32_t>(chunk + 1);
+}
+
 void parallel(int chunks, ChunkFn fn, void* context) {
   Pool* p = pool();
   std::unique_lock<std::mutex> lock(p->in_use, std::defer_lock);
@@ -226,8 +238,8 @@ void parallel(int chunks, ChunkFn fn, void* context) {
   p->pending.store(static_cast<uint32_t>(chunks), std::memory_order_relaxed);
   p->ranges_used.store(count, std::memory_order_relaxed);
   for (int i = 0; i < count; ++i) {
-    const uint32_t begin = static_cast<uint32_t>(int64_t{chunks} * i / count);
-    const uint32_t end = static_cast<uint32_t>(int64_t{chunks} * (i + 1) / count);
+    const uint32_t begin = range_begin(i, count, chunks);
+    const uint32_t end = range_begin(i + 1, count, chunks);
     p->ranges[i].end.store(end, std::memory_order_relaxed);
     p->ranges[i].next.store(uint64_t{generation} << 32 | begin, std::memory_order_release);
   }

@@ -18,6 +18,9 @@ typedef void (*ChunkFn)(void* context, int chunk);
 // pool is in use (nested or from another thread).
 void parallel(int chunks, ChunkFn fn, void* context);
 
+// Whether the chunk after this one is not in the same thread's range, or there is none.
+bool last_of_range(int chunk, int chunks);
+
 // Threads that work on a job, the caller included.
 int threads();
 

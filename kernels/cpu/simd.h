@@ -18,6 +18,9 @@
 
 // Not every build uses every one.
 #define MT_INLINE inline __attribute__((always_inline, unused))
+// GCC takes a lambda that does nothing but prefetch for a pure function, and drops its calls before
+// it has inlined them.
+#define MT_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace mt {
 namespace MT_ISA {
